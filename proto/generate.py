@@ -45,7 +45,9 @@ def differences() -> list[Path]:
 def main() -> None:
     """Write the stubs in place; with --check write nothing and fail on a difference."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if a committed stub differs")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail if a committed stub differs"
+    )
     if not parser.parse_args().check:
         generate(SOURCE_ROOT)
     elif stale := differences():

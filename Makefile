@@ -1,0 +1,81 @@
+# Baton. `make` lists what there is; every target sets up what it needs, once.
+
+PYTHON ?= python3# any Python from 3.11 on, used to make the environments
+JOBS   ?= 2#       test processes
+SEEDS  ?= 1000#    simulated incidents
+MODEL  ?=#         a checkpoint folder or hub id; unset: the demo model in demo/
+ARGS   ?=#         more arguments for test, demo, up, bench and sim
+
+BIN       := .venv/bin
+PY        := $(BIN)/python
+PROTO_PY  := .venv-proto/bin/python
+READY     := .venv/.ready
+PROTOGEN  := .venv-proto/.ready
+MODEL_ARG := $(if $(strip $(MODEL)),--model '$(strip $(MODEL))')
+PIP       := -m pip install -qq --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up down test check fix proto baseline bench sim clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  \033[1mmake %-9s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make the environment .venv with everything in it
+
+demo: $(READY) ## Serve a small model and stream three answers at once [MODEL=path]
+	$(PY) demo/run.py $(MODEL_ARG) $(ARGS)
+
+up: $(READY) ## Start the local stack in the background [MODEL=path]
+	$(BIN)/baton up --detach $(MODEL_ARG) $(ARGS)
+
+down: $(READY) ## Stop the stack that `make up` started
+	$(BIN)/baton down
+
+test: $(READY) ## Run every test [ARGS='tests/core -k prefix' JOBS=2]
+	$(PY) -m pytest -n $(strip $(JOBS)) $(ARGS)
+
+check: $(READY) $(PROTOGEN) ## Lint, types, import rules, API compatibility, stubs up to date
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/buf lint proto
+	$(BIN)/buf breaking proto --against proto/baseline.binpb
+	$(PROTO_PY) proto/generate.py --check
+
+fix: $(READY) ## Format the code and mend what the linter can mend itself
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+proto: $(PROTOGEN) ## Generate the Python stubs from the .proto files
+	$(PROTO_PY) proto/generate.py
+
+baseline: $(READY) ## Record the API as it is now: what later changes may not break
+	$(BIN)/buf build proto --exclude-source-info -o proto/baseline.binpb
+
+bench: $(READY) ## Measure scheduler cost, throughput and streaming
+	$(PY) bench/scheduler.py $(ARGS)
+	$(PY) bench/throughput.py $(ARGS)
+	$(PY) bench/streaming.py $(ARGS)
+
+sim: $(READY) ## Run the production core against a hostile network [SEEDS=1000]
+	$(PY) -m baton_sim --seeds $(strip $(SEEDS)) $(ARGS)
+
+clean: ## Remove the environments, builds and caches
+	rm -rf .venv .venv-proto build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Torch comes first and pinned: the newest one would pull in gigabytes of CUDA.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
+	@echo "Setting up .venv (once, a minute or two)"
+	@$(PYTHON) -m venv .venv
+	@$(PY) $(PIP) -c constraints.txt torch
+	@$(PY) $(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(PROTOGEN): proto/requirements.txt
+	@echo "Setting up .venv-proto (once, a few seconds)"
+	@$(PYTHON) -m venv .venv-proto
+	@$(PROTO_PY) $(PIP) -r proto/requirements.txt
+	@touch $@
