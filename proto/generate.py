@@ -1,4 +1,4 @@
-"""Generate the Python stubs of every .proto below this folder, or check that the committed ones are up to date.
+"""Generate the Python stubs of every .proto below this folder, or check that they are up to date.
 
 Runs in an environment of its own (`requirements.txt` beside it; `make proto` sets it up). Writes beside each
 `x.proto`: messages `x_pb2.py` with their types `x_pb2.pyi`, and services `x_pb2_grpc.py` with theirs. Knows
