@@ -15,7 +15,7 @@ MODEL_ARG := $(if $(strip $(MODEL)),--model '$(strip $(MODEL))')
 PIP       := -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test check fix proto baseline bench sim clean
+.PHONY: help setup demo up down test check lint types imports api stubs fix proto baseline bench sim clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  \033[1mmake %-9s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,13 +34,23 @@ down: $(READY) ## Stop the stack that `make up` started
 test: $(READY) ## Run every test [ARGS='tests/core -k prefix' JOBS=2]
 	$(PY) -m pytest -n $(strip $(JOBS)) $(ARGS)
 
-check: $(READY) $(PROTOGEN) ## Lint, types, import rules, API compatibility, stubs up to date
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+check: lint types imports api stubs ## Run the five checks below
+
+lint: $(READY) ## Check style and format
+	$(BIN)/ruff check --output-format concise
+	$(BIN)/ruff format --check --output-format concise
+
+types: $(READY) ## Check types, strictly
 	$(BIN)/mypy
+
+imports: $(READY) ## Check which package may import which
 	$(BIN)/lint-imports --no-logo
+
+api: $(READY) ## Check that the API is well described and breaks no client
 	$(BIN)/buf lint proto
 	$(BIN)/buf breaking proto --against proto/baseline.binpb
+
+stubs: $(PROTOGEN) ## Check that the Python stubs are those of the .proto files
 	$(PROTO_PY) proto/generate.py --check
 
 fix: $(READY) ## Format the code and mend what the linter can mend itself
@@ -65,12 +75,10 @@ clean: ## Remove the environments, builds and caches
 	rm -rf .venv .venv-proto build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Torch comes first and pinned: the newest one would pull in gigabytes of CUDA.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
 	@echo "Setting up .venv (once, a minute or two)"
 	@$(PYTHON) -m venv .venv
-	@$(PY) $(PIP) -c constraints.txt torch
 	@$(PY) $(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@
 
