@@ -6,6 +6,7 @@ again in it. The first byte of a payload tells the message.
 
 import json
 import struct
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -57,8 +58,8 @@ class Submit:
         header = _SUBMIT.pack(
             Kind.SUBMIT, len(self.stop_ids), self.handle, self.max_tokens, self.min_tokens, len(self.prompt)
         )
-        stops = np.array(self.stop_ids, TOKEN)
-        return b"".join((header, self.sampling.tobytes(), stops.tobytes(), self.prompt.astype(TOKEN).tobytes()))
+        columns = (self.sampling, np.array(self.stop_ids, TOKEN), self.prompt.astype(TOKEN))
+        return b"".join((header, *(c.tobytes() for c in columns)))
 
     @staticmethod
     def decode(payload: bytes | memoryview) -> "Submit":
@@ -103,7 +104,7 @@ OVER = np.dtype([("handle", "<u4"), ("verdict", "<u4")])
 _STEP = struct.Struct("<BxHII")
 
 
-def _none(dtype: np.dtype) -> Column:  # type: ignore[type-arg]
+def _none(dtype: np.dtype[Any]) -> Column:
     return np.empty(0, dtype)
 
 
@@ -163,12 +164,12 @@ class Service:
         """The message in `payload`; `WireError` where it is malformed."""
         try:
             return Service(**json.loads(bytes(payload[1:])))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise WireError(f"service: {error}") from None
 
 
 Message = Submit | Withdraw | Step | Service
-_DECODERS = {
+_DECODERS: dict[int, Callable[[bytes | memoryview], Message]] = {
     Kind.SUBMIT: Submit.decode,
     Kind.WITHDRAW: Withdraw.decode,
     Kind.STEP: Step.decode,
@@ -180,4 +181,4 @@ def decode(payload: bytes | memoryview) -> Message:
     """The message of this hop in `payload`; `WireError` where it is none."""
     if not len(payload) or payload[0] not in _DECODERS:
         raise WireError("front-end hop: unknown message kind")
-    return _DECODERS[Kind(payload[0])](payload)
+    return _DECODERS[payload[0]](payload)

@@ -14,7 +14,7 @@ class _Json:
 
     def encode(self) -> bytes:
         """The payload."""
-        return json.dumps(asdict(self)).encode()  # type: ignore[call-overload, no-any-return]
+        return json.dumps(asdict(self)).encode()  # type: ignore[call-overload]
 
     @classmethod
     def decode(cls, payload: bytes | memoryview) -> Self:
@@ -22,7 +22,7 @@ class _Json:
         try:
             fields: dict[str, Any] = json.loads(bytes(payload))
             record = cls(**fields)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise WireError(f"{cls.__name__}: {error}") from None
         for name, kind in cls.__annotations__.items():
             if type(getattr(record, name)) is not kind:

@@ -9,10 +9,11 @@ values are in the cache; a position counts from 0 in the sequence, prompt first.
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
-from baton_wire.columns import MASK_WORD, TOKEN, Column, column, unpack_columns, unpack_header
+from baton_wire.columns import MASK_WORD, TOKEN, Column, unpack_columns, unpack_header
 from baton_wire.errors import WireError
 
 MAX_STOP_IDS = 16
@@ -67,7 +68,7 @@ HELD = np.dtype("<u2")
 _HEADER = struct.Struct("<QQQHHHHIIIIHH")
 
 
-def _none(dtype: np.dtype) -> Column:  # type: ignore[type-arg]
+def _none(dtype: np.dtype[Any]) -> Column:
     return np.empty(0, dtype)
 
 
@@ -92,7 +93,7 @@ class Plan:
     chunks: Column = field(default_factory=lambda: _none(CHUNK))
     chunk_tokens: Column = field(default_factory=lambda: _none(TOKEN))  # of all chunks, in their order
     held: Column = field(default_factory=lambda: _none(HELD))
-    masks: Column = field(default_factory=lambda: np.empty((0, 0), MASK_WORD))  # [held, mask_words]; bit = allowed
+    masks: Column = field(default_factory=lambda: np.empty((0, 0), MASK_WORD))  # [held, words]; bit = allowed
 
     def encode(self) -> bytes:
         """The payload. Out-of-range fields are bugs of ours and raise `struct.error`."""
@@ -111,19 +112,23 @@ class Plan:
             len(self.held),
             self.masks.shape[1],
         )
-        columns = (self.releases, self.admissions, self.stop_ids, self.appends, self.chunks, self.chunk_tokens)
-        return b"".join([header, *(c.tobytes() for c in (*columns, self.held, self.masks) if len(c))])
+        columns = (
+            *(self.releases, self.admissions, self.stop_ids, self.appends),
+            *(self.chunks, self.chunk_tokens, self.held, self.masks),
+        )
+        return b"".join([header, *(c.tobytes() for c in columns if len(c))])
 
     @staticmethod
     def decode(payload: bytes | memoryview) -> "Plan":
         """The plan in `payload`, columns as read-only views of it; `WireError` where it is malformed."""
-        step, applied, state_hash, row_bound, bucket, *rows, mask_words = unpack_header(_HEADER, payload, "plan")
-        dtypes = (RELEASE, ADMISSION, TOKEN, APPEND, CHUNK, TOKEN, HELD)
-        shape = [*zip(dtypes, rows, strict=True), (MASK_WORD, rows[-1] * mask_words)]
-        *columns, masks = unpack_columns(payload, _HEADER.size, shape, "plan")
-        plan = Plan(
-            step, applied, state_hash, row_bound, bucket, *columns, masks=masks.reshape(rows[-1], mask_words)
-        )
+        fields = unpack_header(_HEADER, payload, "plan")
+        step, applied, state_hash, row_bound, bucket = fields[:5]
+        rows, mask_words = fields[5:-1], fields[-1]
+        dtypes: tuple[np.dtype[Any], ...] = (RELEASE, ADMISSION, TOKEN, APPEND, CHUNK, TOKEN, HELD, MASK_WORD)
+        counts = (*rows, rows[-1] * mask_words)
+        columns = unpack_columns(payload, _HEADER.size, [*zip(dtypes, counts, strict=True)], "plan")
+        columns[-1] = columns[-1].reshape(rows[-1], mask_words)
+        plan = Plan(step, applied, state_hash, row_bound, bucket, *columns)
         plan._check()
         return plan
 
@@ -141,6 +146,3 @@ class Plan:
             raise WireError("plan: an admission has an unknown mode or too many stop ids")
         if self.bucket < self.row_bound:
             raise WireError(f"plan: bucket {self.bucket} is below row bound {self.row_bound}")
-
-
-__all__ = ["ADMISSION", "APPEND", "CHUNK", "HELD", "MAX_SLOTS", "MAX_STOP_IDS", "RELEASE", "SAMPLING", "Mode", "Plan", "column"]

@@ -3,6 +3,7 @@
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ ENDED = np.dtype([("slot", "<u2"), ("reason", "<u2")])
 _HEADER = struct.Struct("<QQIHHH")
 
 
-def _none(dtype: np.dtype) -> Column:  # type: ignore[type-arg]
+def _none(dtype: np.dtype[Any]) -> Column:
     return np.empty(0, dtype)
 
 
