@@ -1,0 +1,50 @@
+"""Prints a stream of events as they come: text, or JSON lines, with timing on request."""
+
+import json
+import sys
+import time
+
+from baton_client.client import Stream
+from baton_client.results import Delta, Finish
+from baton_client.timing import StreamTimes
+
+
+def print_answer(stream: Stream, *, as_json: bool = False, stats: bool = False) -> str:
+    """Print the events of `stream` until it ends; return the text. `stats` go to stderr."""
+    times = StreamTimes(time.perf_counter())
+    texts: list[str] = []
+    with stream:
+        for event in stream:
+            if isinstance(event, Delta):
+                times.add(time.perf_counter(), len(event.token_ids))
+                texts.append(event.text)
+            if as_json:
+                print(json.dumps(_as_dict(event), ensure_ascii=False), flush=True)
+            elif isinstance(event, Delta):
+                print(event.text, end="", flush=True)
+            if isinstance(event, Finish):
+                if not as_json:
+                    print()
+                if stats:
+                    print(_summary(event, times), file=sys.stderr)
+    return "".join(texts)
+
+
+def _as_dict(event: Delta | Finish) -> dict[str, object]:
+    if isinstance(event, Delta):
+        return {"text": event.text, "token_ids": list(event.token_ids), "index": event.index}
+    return {
+        "finish": event.reason.value,
+        "prompt_tokens": event.usage.prompt_tokens,
+        "cached_tokens": event.usage.cached_tokens,
+        "completion_tokens": event.usage.completion_tokens,
+        "matched_stop": event.matched_stop,
+    }
+
+
+def _summary(finish: Finish, times: StreamTimes) -> str:
+    usage = finish.usage
+    return (
+        f"[{finish.reason.value}; {usage.prompt_tokens} prompt tokens, {usage.cached_tokens} cached; "
+        f"{usage.completion_tokens} generated; {times.summary()}]"
+    )
