@@ -4,16 +4,20 @@ import json
 import sys
 import time
 
-from baton_client.client import Stream
+from baton_client.client import Client
+from baton_client.prompt import Prompt
 from baton_client.results import Delta, Finish
+from baton_client.sampling import Sampling
 from baton_client.timing import StreamTimes
 
 
-def print_answer(stream: Stream, *, as_json: bool = False, stats: bool = False) -> str:
-    """Print the events of `stream` until it ends; return the text. `stats` go to stderr."""
+def print_answer(
+    client: Client, prompt: Prompt, sampling: Sampling, *, as_json: bool = False, stats: bool = False
+) -> str:
+    """Generate and print the events until they end; return the text. `stats` go to stderr."""
     times = StreamTimes(time.perf_counter())
     texts: list[str] = []
-    with stream:
+    with client.generate(prompt, sampling) as stream:
         for event in stream:
             if isinstance(event, Delta):
                 times.add(time.perf_counter(), len(event.token_ids))

@@ -43,8 +43,8 @@ def _run(arguments: argparse.Namespace) -> int:
         question = sys.stdin.read() if arguments.message == "-" else arguments.message
         if not question:
             raise InvalidArgumentError("the message is empty")
-        stream = client.generate([*history, ChatMessage("user", question)], sampling)
-        print_answer(stream, as_json=arguments.json, stats=arguments.stats)
+        asked = [*history, ChatMessage("user", question)]
+        print_answer(client, asked, sampling, as_json=arguments.json, stats=arguments.stats)
     return 0
 
 
@@ -69,9 +69,7 @@ def _converse(
             continue
         asked = [*history, ChatMessage("user", question)]
         try:
-            answer = print_answer(
-                client.generate(asked, sampling), as_json=arguments.json, stats=arguments.stats
-            )
+            answer = print_answer(client, asked, sampling, as_json=arguments.json, stats=arguments.stats)
         except (KeyboardInterrupt, CallCancelledError):
             print("\n[stopped]", file=sys.stderr)
         except BatonError as error:

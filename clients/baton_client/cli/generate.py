@@ -37,7 +37,7 @@ def _run(arguments: argparse.Namespace) -> int:
     prompt: Prompt = _token_ids(arguments) if arguments.token_ids is not None else text_of(arguments.prompt)
     sampling = sampling_of(arguments)
     with Client(arguments.address, timeout_s=arguments.timeout) as client:
-        print_answer(client.generate(prompt, sampling), as_json=arguments.json, stats=arguments.stats)
+        print_answer(client, prompt, sampling, as_json=arguments.json, stats=arguments.stats)
     return 0
 
 

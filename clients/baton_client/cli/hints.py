@@ -18,7 +18,7 @@ def lines_to_try(supports_chat: bool, address: str) -> str:
     data = shlex.quote(json.dumps(body))
     method = f"{SERVICE}/Generate"
     prompt = chat["messages"] if supports_chat else _QUESTION
-    code = f"from baton_client import Client; print(Client({address!r}).complete({prompt!r}).text)"
+    code = f'from baton_client import Client; print(Client("{address}").complete({json.dumps(prompt)}).text)'
     command = "chat" if supports_chat else "generate"
     return "\n".join(
         [

@@ -105,12 +105,12 @@ def _run_attached(arguments: argparse.Namespace) -> int:
         with _signals() as stopping:
             with spinner("starting") as show:
                 stack = Stack.start(_options(arguments), show, should_stop=stopping.is_set)
-            try:
-                print(lines_to_try(_client_model(stack.address), stack.address), flush=True)
+            with contextlib.ExitStack() as cleanup:
+                cleanup.callback(stack.stop, drain=False)  # in haste, unless it has been stopped in peace
+                print(lines_to_try(_supports_chat(stack.address), stack.address), flush=True)
                 claim.publish(stack.address, arguments.model)
                 while not stopping.wait(0.2):
                     stack.check()
-            finally:
                 with spinner("stopping: running answers may finish (Ctrl-C again: now)"):
                     stack.stop()
     finally:
@@ -140,7 +140,7 @@ def _run_detached(arguments: argparse.Namespace) -> int:
         child.terminate()
         child.wait()
         raise
-    print(lines_to_try(_client_model(found.address), found.address))
+    print(lines_to_try(_supports_chat(found.address), found.address))
     print(f"logs: {arguments.run_dir}/*.log   stop: baton down")
     return 0
 
@@ -181,7 +181,7 @@ def _attached_arguments(arguments: argparse.Namespace) -> list[str]:
     ]
 
 
-def _client_model(address: str) -> bool:
+def _supports_chat(address: str) -> bool:
     with Client(address) as client:
         return client.model().supports_chat
 
