@@ -4,17 +4,17 @@ A handle is a number the front-end gives a request; unique among its requests of
 again in it. The first byte of a payload tells the message.
 """
 
-import json
 import struct
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from baton_wire.columns import TOKEN, Column, unpack_columns, unpack_header
 from baton_wire.errors import WireError
+from baton_wire.hello import JsonRecord
 from baton_wire.plan import MAX_STOP_IDS, SAMPLING
 
 
@@ -140,7 +140,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class Service(JsonRecord):
     """What the core can do now; sent on welcome and whenever it changes.
 
     Limits are 0 until a first group has been ready; afterwards they are the smallest of all ready groups'.
@@ -157,15 +157,12 @@ class Service:
 
     def encode(self) -> bytes:
         """The payload: the kind, then JSON."""
-        return bytes((Kind.SERVICE,)) + json.dumps(asdict(self)).encode()
+        return bytes((Kind.SERVICE,)) + JsonRecord.encode(self)
 
-    @staticmethod
-    def decode(payload: bytes | memoryview) -> "Service":
+    @classmethod
+    def decode(cls, payload: bytes | memoryview) -> Self:
         """The message in `payload`; `WireError` where it is malformed."""
-        try:
-            return Service(**json.loads(bytes(payload[1:])))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise WireError(f"service: {error}") from None
+        return cls._of_json(payload[1:])
 
 
 Message = Submit | Withdraw | Step | Service

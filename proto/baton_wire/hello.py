@@ -7,8 +7,8 @@ from typing import Any, Self
 from baton_wire.errors import WireError
 
 
-class _Json:
-    """Encoding shared by the handshake's records."""
+class JsonRecord:
+    """Encoding shared by dataclasses of plain fields."""
 
     __slots__ = ()
 
@@ -19,8 +19,12 @@ class _Json:
     @classmethod
     def decode(cls, payload: bytes | memoryview) -> Self:
         """The record in `payload`; `WireError` where a field is missing, unknown, or of another type."""
+        return cls._of_json(payload)
+
+    @classmethod
+    def _of_json(cls, text: bytes | memoryview) -> Self:
         try:
-            fields: dict[str, Any] = json.loads(bytes(payload))
+            fields: dict[str, Any] = json.loads(bytes(text))
             record = cls(**fields)
         except (ValueError, TypeError, RecursionError) as error:
             raise WireError(f"{cls.__name__}: {error}") from None
@@ -31,7 +35,7 @@ class _Json:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerHello(_Json):
+class WorkerHello(JsonRecord):
     """One rank of a worker group offers itself. The worker owns the limits: the core obeys them.
 
     `fingerprint`: of the checkpoint's configuration, tokenizer and weight index; must equal the scheduler's.
@@ -53,14 +57,14 @@ class WorkerHello(_Json):
 
 
 @dataclass(frozen=True, slots=True)
-class FrontendHello(_Json):
+class FrontendHello(JsonRecord):
     """A front-end offers itself."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal(_Json):
+class Refusal(JsonRecord):
     """The core does not take the peer, and asking again will not help. `reason` is a word in CAPITALS."""
 
     reason: str
