@@ -38,6 +38,8 @@ SYSTEM_PROMPTS = (
     "Answer questions about Baton and about serving language models.",
 )
 
+WHAT_IS = ("What's ", "Explain ", "Define ", "Tell me about ", "Please tell me what is ")
+
 Example = tuple[list[int], list[int]]  # token ids, and the label of each: its own id or IGNORED
 
 
@@ -76,10 +78,12 @@ class Examples:
         return examples
 
     def _vary(self, question: str) -> str:
-        """Sometimes ask as hurried people do: in lower case, or without the mark at the end."""
-        if self._random.random() < 0.15:
+        """Sometimes ask as people do: in other words, in lower case, or without the mark at the end."""
+        if question.startswith("What is ") and self._random.random() < 0.3:
+            question = self._random.choice(WHAT_IS) + question.removeprefix("What is ")
+        if self._random.random() < 0.2:
             question = question.lower()
-        if self._random.random() < 0.15:
+        if self._random.random() < 0.2:
             question = question.rstrip("?.!")
         return question
 
