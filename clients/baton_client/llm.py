@@ -189,6 +189,7 @@ class LLM:
     def _take(self, progress: Progress, outputs: dict[int, Output]) -> bool:
         """Book one progress; whether it ended its request. Raises what ended it badly."""
         if progress.error is not None:
+            del self._running[progress.number]
             if self._stack is not None:
                 self._stack.check()  # the deeper reason, if a part of the stack died
             raise progress.error

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from baton_client.aio import AsyncClient
-from baton_client.errors import BatonError, ExhaustedError
+from baton_client.errors import ExhaustedError
 from baton_client.prompt import Messages
 from baton_client.results import Delta, Finish
 from baton_client.sampling import Sampling
@@ -110,7 +110,7 @@ class RequestPump:
                 )
                 while not await self._attempt(number, token_ids, sampling):
                     pass
-        except BatonError as error:
+        except Exception as error:  # whatever it is belongs to the caller, who waits for it
             self._progress.put(Progress(number, error=error))
 
     async def _attempt(self, number: int, prompt: Any, sampling: Sampling) -> bool:
