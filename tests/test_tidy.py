@@ -42,7 +42,7 @@ ALLOWED_IMPORTS = {
     "proto/baton_wire/transport": {"baton_wire", "numpy", "xxhash", "zmq"},
     "scheduler_svc": {
         *("baton.inference", "baton_wire", "google", "grpc", "grpc_health", "grpc_reflection", "grpc_status"),
-        *("jinja2", "numpy", "smg_grpc_proto", "tokenizers", "uvloop", "xxhash", "zmq"),
+        *("huggingface_hub", "jinja2", "numpy", "smg_grpc_proto", "tokenizers", "uvloop", "xxhash", "zmq"),
     },
     "scheduler_svc/core": {"baton_wire", "numpy", "xxhash"},
     "sim/baton_sim": {"baton_wire", "numpy", "scheduler_svc.core", "xxhash"},

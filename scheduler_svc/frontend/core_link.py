@@ -1,0 +1,184 @@
+"""The link to the core on the event loop: requests go down, tokens come up and find their streams.
+
+One frame per step serves all streams, so that work per token is a look-up and an append.
+"""
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from baton_wire import frontend as wire
+from baton_wire.columns import Column
+from baton_wire.errors import WireError
+from baton_wire.frontend import Service, Step, Submit, Verdict, Withdraw
+from baton_wire.hello import FrontendHello
+from baton_wire.link import Dialer, LinkOverflow, NoSessionError
+from baton_wire.transport import DealerSocket
+from scheduler_svc.frontend.errors import Reason, RequestError
+from scheduler_svc.frontend.stream import Stream
+
+_TICK_S = 0.02
+_SILENT_S = 0.9  # the core says something every 0.1 s
+logger = logging.getLogger(__name__)
+
+
+def _nonce() -> int:
+    return int.from_bytes(os.urandom(8), "little") | 1
+
+
+class CoreLink:
+    """A session with the core, renewed for ever. To be used on one event loop only.
+
+    `service`: what the core said last; None without a session that can be relied on. `on_change` is called
+    when it changes.
+    """
+
+    def __init__(self, endpoint: str, name: str, on_change: Callable[[], None]) -> None:
+        self.service: Service | None = None
+        self._on_change = on_change
+        self._dialer = Dialer(FrontendHello(name).encode(), _nonce)
+        self._socket = DealerSocket(endpoint)
+        self._streams: dict[int, Stream] = {}
+        self._handles = itertools.count(1)
+        self._last_service: Service | None = None
+        self._reading = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begins to dial; returns at once."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket.fileno(), self._read)
+        self._tick()
+
+    def close(self) -> None:
+        """Says goodbye; open streams end with CORE_LOST."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop.remove_reader(self._socket.fileno())
+        for frame in self._dialer.leave():
+            self._socket.send(frame)
+        self._lose("this server stops")
+        self._socket.close(flush=True)
+
+    @property
+    def open_streams(self) -> int:
+        """Requests that the core works on for this front-end."""
+        return len(self._streams)
+
+    @contextmanager
+    def submit(
+        self, prompt: Column, *, max_tokens: int, min_tokens: int, sampling: Any, stop_ids: tuple[int, ...]
+    ) -> Iterator[Stream]:
+        """A request for tokens (see `Submit`): its stream. Leaving the context before its end withdraws it.
+
+        Raises `RequestError` where the core cannot be asked.
+        """
+        stream = Stream(next(self._handles))
+        submit = Submit(stream.handle, prompt, max_tokens, min_tokens, sampling, stop_ids)
+        try:
+            self._send(submit.encode())
+        except NoSessionError:
+            raise RequestError(Reason.CORE_LOST, "the scheduler core is not connected; try again") from None
+        except LinkOverflow:
+            raise RequestError(Reason.QUEUE_FULL, "the scheduler core is behind; try again") from None
+        self._streams[stream.handle] = stream
+        try:
+            yield stream
+        finally:
+            del self._streams[stream.handle]
+            if not stream.is_over:
+                self._withdraw(stream.handle)
+
+    def fail_streams(self, error: RequestError) -> None:
+        """Ends all open streams with `error`; they withdraw from the core as their writers leave."""
+        for stream in list(self._streams.values()):
+            if not stream.is_over:
+                self._withdraw(stream.handle)
+            stream.end(error)
+
+    def _withdraw(self, handle: int) -> None:
+        with suppress(NoSessionError):  # the core has forgotten it with the session
+            try:
+                self._send(Withdraw(handle).encode())
+            except LinkOverflow:
+                logger.error("the core takes nothing any more: a new session is tried")
+                for frame in self._dialer.leave():
+                    self._socket.send(frame)
+                self._lose("the scheduler core did not answer")
+
+    def _send(self, payload: bytes) -> None:
+        for frame in self._dialer.send(payload):
+            self._socket.send(frame)  # what is dropped here is sent again by the link
+        self._read_soon()
+
+    def _read_soon(self) -> None:
+        """The descriptor is edge-triggered: a send may have swallowed the edge of an arrival."""
+        if not self._reading:
+            self._reading = True
+            self._loop.call_soon(self._read)
+
+    def _read(self) -> None:
+        self._reading = False
+        while self._socket.readable():
+            for data in self._socket.receive_all():
+                received = self._dialer.receive(data, self._loop.time())
+                for frame in received.replies:
+                    self._socket.send(frame)
+                for payload in received.payloads:
+                    self._take(payload)
+                if received.closed:
+                    self._lose("the scheduler core closed the session")
+
+    def _take(self, payload: bytes | memoryview) -> None:
+        try:
+            message = wire.decode(payload)
+        except WireError as error:
+            logger.error("the core sent what is no message: %s", error)
+            return
+        if isinstance(message, Step):
+            self._step(message)
+        elif isinstance(message, Service):
+            self._last_service = message
+            self._settle()
+
+    def _step(self, step: Step) -> None:
+        """Hands out one frame. Handles without a stream were withdrawn while it was on its way."""
+        streams = self._streams
+        for handle, cached in step.started.tolist():
+            if handle in streams:
+                streams[handle].cached_tokens = cached
+        for handle, token in zip(step.handles.tolist(), step.tokens.tolist(), strict=True):
+            stream = streams.get(handle)
+            if stream is not None:
+                stream.put(token)
+        for handle, verdict in step.over.tolist():
+            if handle in streams:
+                streams[handle].end(Verdict(verdict))
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(_TICK_S, self._tick)
+        self._read()
+        for frame in self._dialer.tick(self._loop.time()):
+            self._socket.send(frame)
+        self._settle()
+        self._read_soon()
+
+    def _settle(self) -> None:
+        """The service is what the core said last, unless it has fallen silent."""
+        link = self._dialer.link
+        heard = link is not None and self._loop.time() - link.last_heard < _SILENT_S
+        service = self._last_service if heard else None
+        if service != self.service:
+            self.service = service
+            self._on_change()
+
+    def _lose(self, why: str) -> None:
+        """The session is over and its requests with it."""
+        self._last_service = None
+        for stream in self._streams.values():
+            stream.end(RequestError(Reason.CORE_LOST, f"{why}; try again"))
+        self._settle()

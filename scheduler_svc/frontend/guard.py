@@ -1,0 +1,70 @@
+"""Between gRPC and our methods: bytes are parsed, errors become statuses, and nothing of ours leaks out.
+
+gRPC itself would answer malformed bytes and exceptions by UNKNOWN, with the exception's text.
+"""
+
+import logging
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from scheduler_svc.frontend.errors import Reason, RequestError, internal
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+Request = TypeVar("Request", bound=Message)
+logger = logging.getLogger(__name__)
+
+
+def unary(kind: type[Request], method: Callable[[Request], Awaitable[Message]]) -> Any:
+    """The handler of a method that answers once."""
+
+    async def handle(data: bytes, context: Context) -> bytes:
+        answer = b""  # where the client has left
+        async with _statuses(context, kind):
+            answer = (await method(_parse(kind, data))).SerializeToString()
+        return answer  # noqa: RET504 - the context swallows what became a status
+
+    return grpc.unary_unary_rpc_method_handler(handle)
+
+
+def streaming(kind: type[Request], method: Callable[[Request], AsyncIterator[Message]]) -> Any:
+    """The handler of a method that answers by a stream. This is the one writer of that stream."""
+
+    async def handle(data: bytes, context: Context) -> None:
+        async with _statuses(context, kind), aclosing(method(_parse(kind, data))) as events:  # type: ignore[type-var]
+            async for event in events:
+                await context.write(event.SerializeToString())
+
+    return grpc.unary_stream_rpc_method_handler(handle)
+
+
+def _parse(kind: type[Request], data: bytes) -> Request:
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        raise RequestError(
+            Reason.MALFORMED_REQUEST, f"the bytes sent are no {kind.DESCRIPTOR.full_name}"
+        ) from None
+
+
+@asynccontextmanager
+async def _statuses(context: Context, kind: type[Message]) -> AsyncIterator[None]:
+    """Ends the call with the status of whatever is raised inside. Of a call that is over nothing is said."""
+    try:
+        yield
+    except RequestError as error:
+        if error.reason is Reason.NUMERICAL:
+            logger.error("a request's logits were not finite")
+        await context.abort(error.code, error.message, error.trailers())
+    except Exception as error:
+        if context.done():  # gRPC's own errors when a client leaves while it is written to
+            return
+        # The exception's text may hold a prompt: type and place only.
+        place = "".join(traceback.format_tb(error.__traceback__))
+        logger.error("bug in %s: %s\n%s", kind.DESCRIPTOR.name, type(error).__name__, place)
+        hidden = internal()
+        await context.abort(hidden.code, hidden.message, hidden.trailers())

@@ -1,0 +1,71 @@
+"""The gRPC server: which services it offers, its options, its port. What the methods do is elsewhere."""
+
+import grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from baton.inference.v1 import inference_pb2 as pb
+from scheduler_svc.frontend import guard, health
+from scheduler_svc.frontend.generate import Inference
+from scheduler_svc.frontend.health import Health
+
+INFERENCE = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
+MAX_MESSAGE_BYTES = 16 << 20  # either way; a million tokens of text fit
+_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # a port in use is refused, not shared
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # A client that vanished is noticed within half a minute; clients may ask as often.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+
+
+class PortInUseError(Exception):
+    """The server cannot listen where it should; the message says where."""
+
+
+def build(inference: Inference, status: Health) -> grpc.aio.Server:
+    """A server that offers everything, not yet bound."""
+    server = grpc.aio.server(options=_OPTIONS)
+    methods = {
+        "Generate": guard.streaming(pb.GenerateRequest, inference.generate),
+        "Tokenize": guard.unary(pb.TokenizeRequest, inference.tokenize),
+        "GetModel": guard.unary(pb.GetModelRequest, inference.get_model),
+    }
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(INFERENCE, methods), status.handler())
+    )
+    _add_reflection(server)
+    return server
+
+
+def _add_reflection(server: grpc.aio.Server) -> None:
+    """Reflection v1alpha, and v1 under the same messages; v1 is not listed, since its schema is not here."""
+    names = (INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    servicer = reflection.aio.ReflectionServicer(names)
+    handler = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(_REFLECTION_V1, {"ServerReflectionInfo": handler}),)
+    )
+
+
+def bind(server: grpc.aio.Server, listen: str) -> str:
+    """Binds to host:port; the address with the port that was picked. Raises `PortInUseError`."""
+    host, _, port = listen.rpartition(":")
+    try:
+        bound = server.add_insecure_port(listen)
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise PortInUseError(f"cannot listen on {listen}: port {port} is in use, or not this machine's")
+    return f"{host}:{bound}"
