@@ -1,0 +1,524 @@
+"""The link under every way in which a network can misbehave, with restarts of either side."""
+
+import itertools
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from baton_wire.frame import Frame, FrameKind
+from baton_wire.hello import Refusal
+from baton_wire.link import (
+    BEAT_S,
+    RESEND_AFTER_S,
+    Dialer,
+    Link,
+    LinkOverflow,
+    Listener,
+    NoSessionError,
+)
+
+PEER = b"peer"
+
+
+class Pair:
+    """A dialer, a listener whose owner takes everybody, and the frames that fly between them."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.nonces = itertools.count(1)
+        self.lives = itertools.count()
+        self.numbers = itertools.count()
+        self.up: list[bytes] = []  # to the listener
+        self.down: list[bytes] = []  # to the dialer
+        self.sent: dict[tuple[str, int], list[bytes]] = {}  # by direction and epoch
+        self.got: dict[tuple[str, int], list[bytes]] = {}
+        self.start_dialer()
+        self.start_listener()
+
+    def start_dialer(self):
+        self.dialer = Dialer(b"hello", lambda: next(self.nonces))
+
+    def start_listener(self):
+        self.listener = Listener(1 + 1000 * next(self.lives))
+
+    def payload(self) -> bytes:
+        return b"payload %d" % next(self.numbers)
+
+    def send_up(self):
+        if self.dialer.link is None:
+            with pytest.raises(NoSessionError):
+                self.dialer.send(b"")
+            return
+        payload = self.payload()
+        self.sent.setdefault(("up", self.dialer.link.epoch), []).append(payload)
+        self.up += self.dialer.send(payload)
+
+    def send_down(self):
+        link = self.listener.link(PEER)
+        if link is None:
+            with pytest.raises(NoSessionError):
+                self.listener.send(PEER, b"")
+            return
+        payload = self.payload()
+        self.sent.setdefault(("down", link.epoch), []).append(payload)
+        self.down.append(self.listener.send(PEER, payload))
+
+    def deliver_up(self, data: bytes):
+        event = self.listener.receive(PEER, data, self.now)
+        if event.hello is not None:
+            assert event.hello == b"hello"
+            self.down += self.listener.accept(PEER, self.now)
+        if event.payloads:
+            epoch = self.listener.link(PEER).epoch
+            self.got.setdefault(("up", epoch), []).extend(map(bytes, event.payloads))
+        self.down += event.replies
+
+    def deliver_down(self, data: bytes):
+        received = self.dialer.receive(data, self.now)
+        if received.payloads:
+            self.got.setdefault(("down", self.dialer.link.epoch), []).extend(map(bytes, received.payloads))
+        self.up += received.replies
+
+    def tick(self, seconds: float):
+        self.now += seconds
+        self.up += self.dialer.tick(self.now)
+        self.down += [data for _, data in self.listener.tick(self.now)]
+
+    def exchange(self):
+        """Delivers all that flies, and the answers, in order."""
+        for _ in range(1000):
+            if not self.up and not self.down:
+                return
+            up, self.up, down, self.down = self.up, [], self.down, []
+            for data in up:
+                self.deliver_up(data)
+            for data in down:
+                self.deliver_down(data)
+        raise AssertionError("the two ends never stop answering each other")
+
+    def settle(self, seconds: float = 1.0):
+        """A healthy network for a while."""
+        self.exchange()
+        for _ in range(round(seconds / 0.02)):
+            self.tick(0.02)
+            self.exchange()
+
+    def check_order(self):
+        for key, got in self.got.items():
+            assert got == self.sent.get(key, [])[: len(got)], key
+
+    def check_complete(self):
+        """One session at both ends, with everything delivered."""
+        link = self.listener.link(PEER)
+        assert self.dialer.link is not None and link is not None
+        epoch = self.dialer.link.epoch
+        assert link.epoch == epoch
+        for direction in ("up", "down"):
+            assert self.got.get((direction, epoch), []) == self.sent.get((direction, epoch), [])
+        assert self.dialer.link.unacknowledged == link.unacknowledged == 0
+
+
+class Network(RuleBasedStateMachine):
+    """Any order of sends, deliveries, losses and restarts: always a prefix in order; all, once it heals."""
+
+    def __init__(self):
+        super().__init__()
+        self.pair = Pair()
+
+    def flying(self, upwards: bool) -> list[bytes]:
+        return self.pair.up if upwards else self.pair.down
+
+    def deliver_to(self, upwards: bool, data: bytes):
+        (self.pair.deliver_up if upwards else self.pair.deliver_down)(data)
+
+    @rule(count=st.integers(1, 5))
+    def send_up(self, count):
+        for _ in range(count):
+            self.pair.send_up()
+
+    @rule(count=st.integers(1, 5))
+    def send_down(self, count):
+        for _ in range(count):
+            self.pair.send_down()
+
+    @rule(upwards=st.booleans(), index=st.integers(0, 100), again=st.booleans())
+    def deliver_one(self, upwards, index, again):
+        """Any frame next: reordering; with `again` it stays and may come once more: duplication."""
+        flying = self.flying(upwards)
+        if flying:
+            i = index % len(flying)
+            self.deliver_to(upwards, flying[i] if again else flying.pop(i))
+
+    @rule(upwards=st.booleans())
+    def deliver_all(self, upwards):
+        flying = self.flying(upwards)
+        frames = flying[:]
+        flying.clear()
+        for data in frames:
+            self.deliver_to(upwards, data)
+
+    @rule(upwards=st.booleans(), index=st.integers(0, 100))
+    def lose(self, upwards, index):
+        flying = self.flying(upwards)
+        if flying:
+            flying.pop(index % len(flying))
+
+    @rule(upwards=st.booleans(), index=st.integers(0, 100), at=st.integers(0, 1000), flip=st.integers(0, 255))
+    def damage(self, upwards, index, at, flip):
+        """Truncates (flip 0) or alters a frame on its way."""
+        flying = self.flying(upwards)
+        if flying:
+            i = index % len(flying)
+            data = bytearray(flying[i])
+            at %= len(data)
+            data[at] ^= flip
+            flying[i] = bytes(data) if flip else bytes(data[:at])
+
+    @rule(seconds=st.sampled_from([0.001, 0.03, 0.06, 0.1, 0.3]))
+    def time_passes(self, seconds):
+        self.pair.tick(seconds)
+
+    @rule()
+    def dialer_restarts(self):
+        self.pair.start_dialer()
+
+    @rule()
+    def listener_restarts(self):
+        self.pair.start_listener()
+
+    @rule()
+    def listener_drops(self):
+        self.pair.listener.drop(PEER)
+
+    @precondition(lambda self: self.pair.dialer.link is not None)
+    @rule()
+    def dialer_leaves(self):
+        self.pair.up += self.pair.dialer.leave()
+
+    @invariant()
+    def in_order_and_once(self):
+        self.pair.check_order()
+
+    def teardown(self):
+        self.pair.settle(2.0)
+        self.pair.send_up()
+        self.pair.send_down()
+        self.pair.settle(1.0)
+        self.pair.check_order()
+        self.pair.check_complete()
+
+
+TestNetwork = Network.TestCase
+TestNetwork.settings = settings(max_examples=300, stateful_step_count=60)
+
+
+@pytest.fixture
+def pair():
+    """In session."""
+    pair = Pair()
+    pair.settle(0.0)
+    pair.tick(0.0)
+    pair.exchange()
+    assert pair.dialer.link is not None
+    return pair
+
+
+@given(st.lists(st.booleans(), max_size=400), st.integers(1, 40))
+def test_heavy_loss_delays_but_loses_nothing(losses, count):
+    """A fixed session over a network that loses as told, then no more."""
+    pair = Pair()
+    pair.settle(0.2)
+    for _ in range(count):
+        pair.send_up()
+        pair.send_down()
+    lost = iter(losses)
+    for _ in range(30):
+        pair.tick(0.05)
+        pair.up = [data for data in pair.up if not next(lost, False)]
+        pair.down = [data for data in pair.down if not next(lost, False)]
+        up, pair.up, down, pair.down = pair.up, [], pair.down, []
+        for data in up:
+            pair.deliver_up(data)
+        for data in down:
+            pair.deliver_down(data)
+    pair.settle(1.0)
+    pair.check_complete()
+    assert pair.dialer.sessions == 1
+
+
+def kinds(frames):
+    return [Frame.decode(data).kind for data in frames]
+
+
+# ---- handshake --------------------------------------------------------------------------------------------
+
+
+def test_a_lost_hello_is_said_again():
+    pair = Pair()
+    pair.tick(0)
+    assert kinds(pair.up) == [FrameKind.HELLO]
+    pair.up.clear()
+    pair.tick(0.05)
+    assert pair.up == []
+    pair.tick(0.06)
+    assert kinds(pair.up) == [FrameKind.HELLO]
+    pair.settle(0.1)
+    assert pair.dialer.sessions == 1
+
+
+def test_a_lost_welcome_is_answered_by_the_same_epoch():
+    pair = Pair()
+    pair.tick(0)
+    pair.deliver_up(pair.up.pop())
+    assert kinds(pair.down) == [FrameKind.WELCOME]
+    pair.send_down()  # the owner does not wait for the welcome to arrive
+    pair.down.clear()
+    epoch = pair.listener.link(PEER).epoch
+    pair.settle(0.5)
+    assert pair.dialer.link.epoch == epoch
+    pair.check_complete()
+
+
+def test_a_doubled_welcome_keeps_the_session(pair):
+    pair.send_up()
+    pair.exchange()
+    session = pair.listener._sessions[PEER]
+    welcome = Frame(FrameKind.WELCOME, session.link.epoch, session.nonce, 0).encode()
+    pair.deliver_down(welcome)
+    pair.send_up()
+    pair.settle(0.2)
+    pair.check_complete()
+    assert pair.dialer.sessions == 1
+
+
+def test_a_late_hello_does_not_end_a_live_session():
+    pair = Pair()
+    pair.tick(0)
+    late = pair.up[0]
+    pair.settle(0.2)
+    pair.listener.drop(PEER)
+    pair.settle(0.5)
+    assert pair.dialer.sessions == 2
+    pair.deliver_up(late)
+    pair.settle(0.5)
+    assert pair.dialer.sessions == 2
+    pair.check_complete()
+
+
+def test_a_dialer_whose_session_died_before_its_welcome_tries_another_nonce():
+    pair = Pair()
+    pair.tick(0)
+    pair.deliver_up(pair.up.pop())
+    pair.down.clear()
+    pair.listener.drop(PEER)
+    pair.settle(0.5)
+    pair.check_complete()
+
+
+def test_a_new_hello_ends_the_old_session(pair):
+    pair.start_dialer()
+    pair.tick(0)
+    event = pair.listener.receive(PEER, pair.up.pop(), pair.now)
+    assert event.closed and event.hello == b"hello"
+    assert pair.listener.peers() == []
+
+
+def test_an_unanswered_hello_is_reported_once():
+    listener, dialer = Listener(1), Dialer(b"hello", lambda: 7)
+    hello = dialer.tick(0)[0]
+    assert listener.receive(PEER, hello, 0).hello == b"hello"
+    assert listener.receive(PEER, hello, 0.1).hello is None
+
+
+def test_refusal():
+    listener, dialer = Listener(1), Dialer(b"hello", lambda: 7)
+    refusal = Refusal("FINGERPRINT_MISMATCH", "another model")
+    for _ in range(2):  # the first answer is lost
+        listener.receive(PEER, dialer.tick(1)[0], 1)
+        answer = listener.refuse(PEER, refusal)
+        dialer._due_s = 0
+    dialer.receive(answer[0], 1)
+    assert dialer.refused == refusal
+    assert dialer.tick(100) == [] and dialer.link is None and listener.peers() == []
+
+
+def test_epochs_grow_and_wrap_past_zero():
+    listener = Listener((1 << 32) - 1)
+    epochs = []
+    for i in range(3):
+        peer = b"%d" % i
+        listener.receive(peer, Frame(FrameKind.HELLO, 0, 7, 0).encode(), 0)
+        listener.accept(peer, 0)
+        epochs.append(listener.link(peer).epoch)
+    assert epochs == [(1 << 32) - 1, 1, 2]
+
+
+# ---- fence ------------------------------------------------------------------------------------------------
+
+
+def test_frames_of_an_old_session_are_fenced(pair):
+    pair.send_up()
+    pair.send_down()
+    up, down = pair.up[:], pair.down[:]
+    pair.exchange()
+    pair.listener.drop(PEER)
+    pair.settle(0.5)
+    got = dict(pair.got)
+    assert pair.dialer.sessions == 2
+    for data in up:
+        pair.deliver_up(data)
+    for data in down:
+        pair.deliver_down(data)
+    pair.settle(0.5)
+    assert pair.got == got and pair.dialer.sessions == 2
+    assert pair.dialer.counters().fenced >= 1 and pair.listener.counters().fenced >= 1
+
+
+def test_a_restarted_listener_resets_its_dialers(pair):
+    pair.start_listener()
+    pair.settle(0.5)
+    assert pair.dialer.sessions == 2
+    pair.check_complete()
+
+
+def test_resets_are_rare():
+    listener = Listener(1)
+    stray = Frame(FrameKind.DATA, 99, 1, 0, b"x").encode()
+    answers = [listener.receive(PEER, stray, i / 1000).replies for i in range(100)]
+    assert sum(map(len, answers)) == 2
+    assert kinds(answers[0]) == [FrameKind.RESET] and Frame.decode(answers[0][0]).epoch == 99
+
+
+def test_bye_closes(pair):
+    event = None
+    for data in pair.dialer.leave():
+        event = pair.listener.receive(PEER, data, pair.now)
+    assert event is not None and event.closed and pair.listener.peers() == []
+
+
+# ---- acknowledgement and re-send --------------------------------------------------------------------------
+
+
+def test_a_gap_is_answered_once_and_filled():
+    a, b = Link(1, 0.0), Link(1, 0.0)
+    frames = [a.send(b"%d" % i) for i in range(5)]
+    replies = []
+    for data in frames[1:]:
+        replies += b.receive(Frame.decode(data), 0.001).replies
+    assert kinds(replies) == [FrameKind.NACK] and Frame.decode(replies[0]).sequence == 1
+    again = a.receive(Frame.decode(replies[0]), 0.002).replies
+    got = [bytes(p) for data in again for p in b.receive(Frame.decode(data), 0.003).payloads]
+    assert got == [b"0", b"1", b"2", b"3", b"4"]
+    late = a.receive(Frame.decode(replies[0]), 0.01)  # the same NACK once more
+    assert len(late.replies) == 5
+    a.receive(Frame.decode(b.beat(0.02)), 0.02)
+    assert a.unacknowledged == 0
+    assert a.receive(Frame.decode(replies[0]), 0.03).replies == []  # overtaken by the acknowledgement
+
+
+def test_a_lost_tail_is_found_by_the_beat():
+    a, b = Link(1, 0.0), Link(1, 0.0)
+    a.send(b"lost")
+    assert a.receive(Frame.decode(b.beat(0.01)), 0.01).replies == []  # too fresh to be lost
+    (again,) = a.receive(Frame.decode(b.beat(0.1)), 0.1).replies
+    assert bytes(b.receive(Frame.decode(again), 0.1).payloads[0]) == b"lost"
+    assert a.receive(Frame.decode(b.beat(0.11)), 0.11).replies == []
+
+
+def test_a_duplicate_is_answered_by_what_it_led_to():
+    core, worker = Link(1, 0.0), Link(1, 0.0)
+    plan = Frame.decode(core.send(b"plan"))
+    worker.receive(plan, 0.0)
+    worker.send(b"result")  # lost
+    (answer,) = worker.receive(plan, RESEND_AFTER_S).replies
+    assert bytes(Frame.decode(answer).payload) == b"result"
+    (answer,) = worker.receive(plan, RESEND_AFTER_S + 0.001).replies
+    assert Frame.decode(answer).kind is FrameKind.BEAT
+    assert worker.counters.duplicates == 2
+
+
+def test_a_silent_peer_is_not_sent_anything_twice():
+    """A worker in a long step neither beats nor acknowledges: nothing is sent again, however long."""
+    listener, dialer = Listener(1), Dialer(b"", lambda: 7)
+    listener.receive(PEER, dialer.tick(0)[0], 0)
+    dialer.receive(listener.accept(PEER, 0)[0], 0)
+    listener.send(PEER, b"plan")
+    for i in range(1000):
+        assert set(kinds(data for _, data in listener.tick(i * 0.01))) <= {FrameKind.BEAT}
+    assert listener.counters().resent == 0
+    assert listener.silent(10.0, 5.0) == [PEER]
+
+
+def test_doubled_frames_do_not_multiply():
+    """Every frame arrives three times at both ends: what is sent stays proportional."""
+    pair = Pair()
+    pair.settle(0.2)
+    for _ in range(50):
+        pair.send_up()
+        pair.send_down()
+        pair.now += 0.07
+        for _ in range(6):
+            up, pair.up, down, pair.down = pair.up * 3, [], pair.down * 3, []
+            for data in up:
+                pair.deliver_up(data)
+            for data in down:
+                pair.deliver_down(data)
+            assert len(pair.up) + len(pair.down) < 2000
+        pair.exchange()
+    pair.settle(0.2)
+    pair.check_complete()
+    assert pair.dialer.counters().resent + pair.listener.counters().resent < 2000
+
+
+def test_overflow():
+    link = Link(1, 0.0, max_frames=3)
+    for _ in range(3):
+        link.send(b"x")
+    with pytest.raises(LinkOverflow):
+        link.send(b"x")
+    assert link.unacknowledged == 3
+    link.receive(Frame(FrameKind.BEAT, 1, 2, 1), 0.0)
+    link.send(b"x")
+    small = Link(1, 0.0, max_bytes=10)
+    small.send(b"x" * 10)
+    with pytest.raises(LinkOverflow):
+        small.send(b"x")
+
+
+def test_an_acknowledgement_of_what_was_never_sent_is_ignored():
+    link = Link(1, 0.0)
+    link.send(b"x")
+    link.receive(Frame(FrameKind.BEAT, 1, 9, 8), 0.0)
+    assert link.unacknowledged == 1 and link.counters.malformed == 1
+
+
+@given(st.binary(max_size=100))
+def test_garbage_moves_nothing(garbage):
+    pair = Pair()
+    pair.settle(0.2)
+    pair.deliver_up(garbage)
+    pair.deliver_down(garbage)
+    assert pair.up == pair.down == []
+    assert pair.dialer.counters().malformed == pair.listener.counters().malformed == 1
+
+
+@given(st.sampled_from(FrameKind), st.integers(0, 3), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+def test_no_well_formed_frame_raises(kind, epoch, sequence, acknowledged):
+    """Whatever a peer of another mind sends."""
+    pair = Pair()
+    pair.settle(0.2)
+    data = Frame(kind, epoch, sequence, acknowledged, b"{}").encode()
+    pair.listener.receive(PEER, data, pair.now)
+    pair.listener.receive(b"stranger", data, pair.now)
+    pair.dialer.receive(data, pair.now)
+    Dialer(b"", lambda: 7).receive(data, pair.now)
+
+
+def test_beats_keep_time(pair):
+    pair.settle(0.5)
+    start = pair.listener.link(PEER).last_heard
+    pair.settle(1.0)
+    assert pair.listener.link(PEER).last_heard > start + 0.8
+    assert pair.listener.silent(pair.now, 2 * BEAT_S) == []
