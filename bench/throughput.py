@@ -5,9 +5,8 @@ usage: python -m bench.throughput [--quick] [--threads N] [--repeats N] [--model
 Two checkpoints: the demo model, and random weights in the shape of a 4-layer Qwen3-0.6B. Two workloads each:
 one request alone, and 32 requests of mixed lengths that arrive staggered. The reference serves as `generate`
 does: one call per request, in order of arrival, greedy, float32, no end token; a call's prefill and decode
-are both timed. Ours goes through gRPC, scheduler and worker on this host, prefix cache and all. Both must
-produce the same tokens (a differing request is counted: near-ties may fall either way). Repeats alternate;
-medians are reported, JSON last.
+are both timed. Ours goes through gRPC, scheduler and worker on this host. Requests whose tokens are the same
+on both sides are counted (near-ties may fall either way). Repeats alternate; medians, JSON last.
 """
 
 import argparse
