@@ -179,7 +179,8 @@ class RouterSocket(_Socket):
 
     def close(self, *, flush: bool = False) -> None:
         """Closes; with `flush`, frames sent before may take a moment to leave."""
-        self._socket.disable_monitor()
+        if not self._socket.closed:
+            self._socket.disable_monitor()
         super().close(flush=flush)
 
     def _watched(self) -> list[zmq.Socket[bytes]]:
