@@ -27,6 +27,7 @@ from baton_client import (
     StackOptions,
 )
 from baton_client.cli.console import spinner
+from baton_client.stack import DEMO_MODEL_NAME
 from baton_client.timing import StreamTimes, describe, percentile
 from demo.panels import Display, display
 
@@ -79,13 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _demo(model_path: str, max_tokens: int) -> None:
     started = time.perf_counter()
+    trained = Path(model_path).resolve() == MODEL_DIR.resolve()
+    name = ("--served-model-name", DEMO_MODEL_NAME) if trained else ()
     with spinner("starting the stack") as show:
-        stack = Stack.start(StackOptions(model=model_path), show)
+        stack = Stack.start(StackOptions(model=model_path, scheduler_args=name), show)
     with stack:
         with Client(stack.address) as client:
             model = client.model()
         print(f"{model.name} is served at {stack.address} ({time.perf_counter() - started:.1f} s to start)\n")
-        trained = Path(model_path).resolve() == MODEL_DIR.resolve()
         sampling = Sampling(temperature=0.0 if trained else None, max_tokens=max_tokens)
         questions = _questions(model, trained=trained)
         with display(questions) as panels:

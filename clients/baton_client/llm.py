@@ -18,7 +18,7 @@ from baton_client.client import Client
 from baton_client.errors import BatonError, InvalidArgumentError
 from baton_client.progress import ProgressBar
 from baton_client.pump import Progress, RequestPump
-from baton_client.sampling import SamplingParams
+from baton_client.sampling import Sampling, SamplingParams
 from baton_client.stack import Stack, StackOptions
 
 _MAX_IN_FLIGHT = 512  # half of the queue of a server with default limits
@@ -101,7 +101,7 @@ class LLM:
     def generate(
         self,
         prompts: Sequence[str | Sequence[int]],
-        sampling_params: SamplingParams | Sequence[SamplingParams] = _DEFAULTS,
+        sampling_params: Sampling | Sequence[Sampling] = _DEFAULTS,
         use_tqdm: bool = True,
     ) -> list[Output]:
         """Answer every prompt, text or token ids; return the outputs in the order of the prompts.
@@ -129,7 +129,7 @@ class LLM:
                 raise
         return [outputs[first + index] for index in range(len(prompts))]
 
-    def add_request(self, prompt: str | Sequence[int], sampling_params: SamplingParams = _DEFAULTS) -> int:
+    def add_request(self, prompt: str | Sequence[int], sampling_params: Sampling = _DEFAULTS) -> int:
         """Start a request, to be driven by `step`; return its number, with which `step` reports its end."""
         if self._closed:
             raise BatonError("this LLM has exited")
@@ -209,14 +209,14 @@ class LLM:
         self._held = None
 
 
-def _spread(prompts: Any, sampling_params: Any) -> Sequence[SamplingParams]:
-    """Return one SamplingParams for each prompt. Raises InvalidArgumentError naming what does not fit."""
+def _spread(prompts: Any, sampling_params: Any) -> Sequence[Sampling]:
+    """Return the parameters of each prompt. Raises InvalidArgumentError naming what does not fit."""
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         raise InvalidArgumentError(
             f"prompts: a list of texts or of token id lists is expected, not {type(prompts).__name__}",
             field="prompts",
         )
-    if isinstance(sampling_params, SamplingParams):
+    if isinstance(sampling_params, Sampling):
         return [sampling_params] * len(prompts)
     if not isinstance(sampling_params, Sequence) or len(sampling_params) != len(prompts):
         raise InvalidArgumentError(

@@ -24,6 +24,8 @@ from baton_client.client import Client
 from baton_client.errors import BatonError, UnavailableError
 from baton_client.results import HealthStatus
 
+DEMO_MODEL_NAME = "baton-demo"  # the folder it lies in is called "model"
+
 _TETHER = Path(__file__).with_name("tether.py")
 _LISTENING = re.compile(r"^baton: listening on (\S+)", re.MULTILINE)
 _POLL_S = 0.05

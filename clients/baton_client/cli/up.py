@@ -15,7 +15,7 @@ from baton_client.cli.hints import lines_to_try
 from baton_client.cli.options import Commands, add_command
 from baton_client.client import Client
 from baton_client.errors import BatonError
-from baton_client.stack import Stack, StackError, StackOptions, default_run_dir, demo_model
+from baton_client.stack import DEMO_MODEL_NAME, Stack, StackError, StackOptions, default_run_dir, demo_model
 
 _EXAMPLES = """\
   baton up                                       the demo model, in a source tree
@@ -91,10 +91,12 @@ def add_parser(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.workers < 1:
         raise BatonError("--workers: at least 1 is needed")
-    model = arguments.model or demo_model()
-    if model is None:
-        raise BatonError("--model is needed: a checkpoint folder, or a hub id such as Qwen/Qwen3-0.6B")
-    arguments.model = str(model)
+    if arguments.model is None:
+        model = demo_model()
+        if model is None:
+            raise BatonError("--model is needed: a checkpoint folder, or a hub id such as Qwen/Qwen3-0.6B")
+        arguments.model = str(model)
+        arguments.served_model_name = arguments.served_model_name or DEMO_MODEL_NAME
     return _run_detached(arguments) if arguments.detach else _run_attached(arguments)
 
 
