@@ -93,7 +93,7 @@ class Scheduler:
         for sequence in (*self.running, *self.waiting):
             if sequence.status is not Status.WAITING:
                 self._rewind(sequence)
-                sequence.blocks, sequence.slot = [], -1
+                sequence.blocks, sequence.slot, sequence.last_step = [], -1, 0
             sequence.keys = []  # of this group's block size
             moved.append(sequence)
         return moved
@@ -368,6 +368,7 @@ class Scheduler:
         self.pool.release(sequence.blocks)
         sequence.blocks = []
         sequence.slot = -1
+        sequence.last_step = 0
         self._holder[slot] = None
         heapq.heappush(self._free_slots, slot)
         while self._bound and self._holder[self._bound - 1] is None:
@@ -391,6 +392,6 @@ class Scheduler:
             sequence.tokens = np.concatenate((whole, self.slots.tail[slot, :rest]))
             sequence.keys = []
         sequence.status = Status.WAITING
-        sequence.planned = sequence.last_step = 0
+        sequence.planned = 0
         sequence.history.clear()
         sequence.chain = None
