@@ -1,0 +1,86 @@
+"""What the model knows of attention, and what a backend gets to know of a step.
+
+Knows nothing of plans, slots' other columns, or sampling.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gpu_worker.errors import ConfigError
+
+Numbers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """Heads of one rank."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    block_size: int
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one forward pass: one per decoding slot, then the chunks' tokens, one chunk after the other.
+
+    Row i is position `positions[i]` of the sequence in slot `slots[i]`, for i < len(slots); rows from there
+    to len(tokens) are padding, whose results nobody reads. `chunks`: rows of each chunk, in order.
+    """
+
+    tokens: Tensor  # int64 [padded rows]
+    positions: Tensor  # int64 [padded rows]
+    slots: Numbers
+    places: Numbers  # positions as numpy, without padding
+    decodes: int
+    chunks: tuple[int, ...]
+
+
+class Attention(Protocol):
+    """A backend. It owns the layout of the cache: nobody else looks into it."""
+
+    blocks_multiple: int  # a block table is a multiple of so many blocks wide
+
+    def cache(self, layers: int, blocks: int) -> Tensor:
+        """A cache [layers, …] of `blocks` blocks, and the null block, of zeros; its number is `blocks`."""
+
+    def clear(self, cache: Tensor, blocks: Tensor) -> None:
+        """These blocks are about to be written anew; what they held must not be felt."""
+
+    def plan(self, batch: Batch, block_table: Tensor) -> Any:
+        """Everything about the step that layers share. block_table: [slots, blocks]."""
+
+    def write(self, keys: Tensor, values: Tensor, cache: Tensor, work: Any) -> None:
+        """Puts keys and values [rows, kv_heads, head_dim] into a layer's cache."""
+
+    def attend(self, queries: Tensor, cache: Tensor, work: Any) -> Tensor:
+        """[rows, heads, head_dim] → [rows, heads · head_dim]; all keys of the step are written before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """All that a model's forward pass needs besides tokens: passed down, never global."""
+
+    attention: Attention
+    cache: Tensor  # [layers, …]
+    work: Any  # the backend's plan of this step
+    rotary: Tensor  # [rows, 2, head_dim]
+
+
+def choose(name: str, device: str) -> type[Any]:
+    """The backend class called `name`, or the best one for `device` where it is `auto`."""
+    from gpu_worker.attention.torch_backend import TorchAttention
+
+    if name in ("auto", "torch"):
+        return TorchAttention
+    raise ConfigError(f"--attention-backend {name}: not offered on {device}; offered: auto, torch")

@@ -1,0 +1,131 @@
+"""From a configuration to a runner that is ready: read, load, test, size, warm up."""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from baton_kernels import reference
+from baton_wire.columns import TOKEN
+from baton_wire.hello import WorkerHello
+from baton_wire.plan import ADMISSION, APPEND, CHUNK, Plan
+from gpu_worker import loader, models
+from gpu_worker.attention import AttentionShape, choose
+from gpu_worker.config import WorkerConfig
+from gpu_worker.errors import ConfigError
+from gpu_worker.exactness import MULTIPLES, row_multiple
+from gpu_worker.fields import Fields
+from gpu_worker.limits import Limits, cache_blocks
+from gpu_worker.models import Model, ModelConfig
+from gpu_worker.runner import Runner
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model with its weights, and where it came from."""
+
+    folder: Path
+    config: ModelConfig
+    model: Model
+    dtype: torch.dtype
+
+
+def load_model(config: WorkerConfig) -> Loaded:
+    """Finds, checks and reads the checkpoint. Raises `CheckpointError`."""
+    started = time.monotonic()
+    folder = loader.locate(config.model)
+    model_config = models.read_config(Fields(folder / "config.json"))
+    dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    model = models.build(model_config, dtype)
+    loader.load(model, folder)
+    log.info("weights loaded model=%s dtype=%s seconds=%.1f", folder, dtype, time.monotonic() - started)
+    return Loaded(folder, model_config, model, dtype)
+
+
+def make_runner(config: WorkerConfig, loaded: Loaded) -> Runner:
+    """Sizes the cache, tests exactness and warms up. Raises `ConfigError`."""
+    c, model = loaded.config, loaded.model
+    shape = AttentionShape(c.heads, c.kv_heads, c.head_dim, config.block_size)
+    device = torch.device(config.device)
+    attention = choose(config.attention_backend, config.device)(shape, loaded.dtype, device)
+    limits = _limits(config, loaded, shape)
+    rotary = reference.rotary_table(limits.max_model_len, c.head_dim, c.rope_theta)
+    cache = attention.cache(c.layers, limits.num_blocks)
+    runner = Runner(model, attention, cache, rotary, limits)
+    _warm_up(runner)
+    log.info(
+        "ready slots=%d blocks=%d block_size=%d max_model_len=%d step_tokens=%d row_multiple=%d threads=%d",
+        *(limits.max_slots, limits.num_blocks, limits.block_size, limits.max_model_len),
+        *(limits.max_tokens_per_step, limits.row_multiple, torch.get_num_threads()),
+    )
+    return runner
+
+
+def hello(config: WorkerConfig, loaded: Loaded, limits: Limits, fingerprint: str) -> WorkerHello:
+    """What this worker says of itself."""
+    return WorkerHello(
+        group=config.group,
+        rank=0,
+        ranks=1,
+        fingerprint=fingerprint,
+        block_size=limits.block_size,
+        num_blocks=limits.num_blocks,
+        max_slots=limits.max_slots,
+        max_model_len=limits.max_model_len,
+        max_tokens_per_step=limits.max_tokens_per_step,
+        vocab_size=loaded.config.vocab_size,
+        row_multiple=limits.row_multiple,
+    )
+
+
+def _limits(config: WorkerConfig, loaded: Loaded, shape: AttentionShape) -> Limits:
+    c = loaded.config
+    length = config.max_model_len or c.max_positions
+    if length > c.max_positions:
+        raise ConfigError(f"--max-model-len {length}: the model was made for {c.max_positions}")
+    bytes_per_block = 2 * c.layers * c.kv_heads * c.head_dim * shape.block_size * loaded.dtype.itemsize
+    useful = config.max_num_seqs * -(-length // shape.block_size)
+    multiple = row_multiple(loaded.model, config.max_num_batched_tokens, config.max_num_seqs)
+    if multiple is None:
+        log.warning(
+            "results depend on the batch: no row multiple of %s gives matrix products here the same bits",
+            MULTIPLES,
+        )
+    return Limits(
+        max_slots=config.max_num_seqs,
+        max_tokens_per_step=config.max_num_batched_tokens,
+        max_model_len=length,
+        block_size=shape.block_size,
+        num_blocks=cache_blocks(config.num_kvcache_blocks, bytes_per_block, useful),
+        row_multiple=multiple or MULTIPLES[0],
+    )
+
+
+def _warm_up(runner: Runner) -> None:
+    """A prompt and a few tokens through the whole path, so that the first request finds everything made."""
+    limits = runner.limits
+    room = min(limits.num_blocks * limits.block_size, limits.max_model_len, limits.max_tokens_per_step) - 1
+    if room < 1:
+        return
+    count = min(room, 2 * limits.row_multiple)
+    blocks = -(-(count + 1) // limits.block_size)
+    admission = np.zeros(1, ADMISSION)
+    admission["max_length"] = limits.max_model_len + 1
+    runner.execute(
+        Plan(
+            step=1,
+            row_bound=1,
+            bucket=limits.row_multiple,
+            admissions=admission,
+            appends=np.array([(0, block) for block in range(blocks)], APPEND),
+            chunks=np.array([(0, 1, 0, count)], CHUNK),
+            chunk_tokens=np.zeros(count, TOKEN),
+        )
+    )
+    runner.execute(Plan(step=2, row_bound=1, bucket=limits.row_multiple))
+    runner.reset()

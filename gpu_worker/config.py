@@ -1,0 +1,154 @@
+"""The command line: parsed, checked and frozen once; every error names the argument."""
+
+import argparse
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from baton_wire.transport import default_run_dir, ipc_endpoint
+from gpu_worker.errors import ConfigError
+
+_SOCKET = "workers.ipc"
+_MAX_SLOTS = 1 << 16
+
+_EPILOG = """\
+A worker holds one copy of a model and does what the scheduler's plans say. It dials the scheduler for as
+long as it takes, so either may be started first; both must be given the same checkpoint. More workers on the
+same run directory mean more capacity. A worker survives a restart of the scheduler: it dials again.
+
+examples:
+  python -m gpu_worker --model ./demo/model
+  python -m gpu_worker --model Qwen/Qwen3-0.6B --max-model-len 4096 --max-num-seqs 32
+  python -m gpu_worker --model ./m --run-dir /tmp/b --num-kvcache-blocks 512   # a cache of 512 · 16 tokens
+
+exit codes: 0 after SIGTERM or SIGINT; 64 an argument is wrong; 65 the checkpoint is; 69 the scheduler refused
+this worker; 70 anything else, a deadline that passed among it. The last line on stderr says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """What the worker is to do. `num_kvcache_blocks`, `max_model_len`: None for as much as makes sense."""
+
+    model: str
+    endpoint: str
+    group: str
+    device: str
+    dtype: str
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int | None
+    block_size: int
+    num_kvcache_blocks: int | None
+    attention_backend: str
+    load_timeout_s: float
+    warmup_timeout_s: float
+    step_timeout_s: float
+    log_level: str
+
+
+def parse(arguments: list[str]) -> WorkerConfig:
+    """The configuration that `arguments` ask for. `ConfigError` for values; argparse exits for syntax."""
+    a = _parser().parse_args(arguments)
+    if a.tensor_parallel_size != 1:
+        raise ConfigError(f"--tensor-parallel-size {a.tensor_parallel_size}: only 1 is offered so far")
+    if a.max_num_seqs > _MAX_SLOTS:
+        raise ConfigError(f"--max-num-seqs {a.max_num_seqs}: at most {_MAX_SLOTS}")
+    if a.max_num_batched_tokens < a.max_num_seqs:
+        raise ConfigError(
+            f"--max-num-batched-tokens {a.max_num_batched_tokens}: below --max-num-seqs {a.max_num_seqs}, "
+            "but every sequence takes one token of a step"
+        )
+    return WorkerConfig(
+        model=a.model,
+        endpoint=a.connect or ipc_endpoint((a.run_dir or default_run_dir()).absolute() / _SOCKET),
+        group=a.group or f"{socket.gethostname()}-{os.getpid()}",
+        device=_device(a.device),
+        dtype=a.dtype,
+        max_num_seqs=a.max_num_seqs,
+        max_num_batched_tokens=a.max_num_batched_tokens,
+        max_model_len=a.max_model_len,
+        block_size=a.kvcache_block_size,
+        num_kvcache_blocks=a.num_kvcache_blocks,
+        attention_backend=a.attention_backend,
+        load_timeout_s=a.load_timeout_s,
+        warmup_timeout_s=a.warmup_timeout_s,
+        step_timeout_s=a.step_timeout_s,
+        log_level=a.log_level,
+    )
+
+
+def _device(asked: str) -> str:
+    if asked == "cuda":
+        raise ConfigError("--device cuda: this build runs on CPU only")
+    return "cpu"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m gpu_worker",
+        description="One worker of Baton: loads a model and executes the scheduler's plans.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="checkpoint directory (config.json, *.safetensors), or a hub id")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--run-dir", type=Path, metavar="DIR", help=f"the scheduler's [{default_run_dir()}]")
+    where.add_argument(
+        "--connect", metavar="URL", help=f"the scheduler's worker endpoint, e.g. ipc:///run/b/{_SOCKET}"
+    )
+    add("--group", metavar="NAME", help="name of this copy of the model in logs [HOST-PID]")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="[auto]")
+    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="[auto: float32 on CPU]")
+    add("--max-num-seqs", type=_count, default=64, metavar="N", help="sequences that run at a time [64]")
+    add("--max-num-batched-tokens", type=_count, default=2048, metavar="N", help="tokens of one step [2048]")
+    add(
+        "--max-model-len", type=_count, metavar="N", help="tokens of a sequence [what the model was made for]"
+    )
+    add("--kvcache-block-size", type=_count, default=16, metavar="N", help="tokens of a cache block [16]")
+    add(
+        "--num-kvcache-blocks", type=_count, metavar="N", help="blocks of the cache [at most 2 GiB of memory]"
+    )
+    add(
+        "--gpu-memory-utilization",
+        type=_share,
+        default=0.9,
+        metavar="X",
+        help="for GPUs; no effect on CPU [0.9]",
+    )
+    add("--enforce-eager", action="store_true", help="no captured graphs; no effect on CPU")
+    add("--attention-backend", choices=("auto", "torch"), default="auto", help="[auto]")
+    add(
+        "--tensor-parallel-size",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="ranks of the group; only 1 so far",
+    )
+    add("--load-timeout-s", type=_seconds, default=1800.0, metavar="S", help="to read the weights [1800]")
+    add("--warmup-timeout-s", type=_seconds, default=600.0, metavar="S", help="to warm up [600]")
+    add("--step-timeout-s", type=_seconds, default=300.0, metavar="S", help="for one step [300]")
+    add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="[info]")
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]")
+    return value

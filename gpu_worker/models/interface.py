@@ -1,0 +1,38 @@
+"""What the rest of the worker needs from a model of any family."""
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from gpu_worker.attention import Context
+
+
+class ModelConfig(Protocol):
+    """Sizes that cache, rotary table and limits are made from."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def max_positions(self) -> int: ...
+    @property
+    def rope_theta(self) -> float: ...
+
+
+class Model(nn.Module):
+    """A decoder: token ids to hidden states, hidden states to logits."""
+
+    def forward(self, tokens: Tensor, context: Context) -> Tensor:
+        """Hidden states [rows, hidden] for token ids int64 [rows]."""
+        raise NotImplementedError
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 [rows, vocabulary]."""
+        raise NotImplementedError

@@ -1,0 +1,153 @@
+"""Qwen3, dense: the decoder of `Qwen3ForCausalLM`, with merged projections over a paged cache."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from baton_kernels import reference
+from gpu_worker.attention import Context
+from gpu_worker.fields import Fields
+from gpu_worker.layers.embedding import Embedding
+from gpu_worker.layers.linear import Head, Linear
+from gpu_worker.layers.norm import RMSNorm
+from gpu_worker.models.interface import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Qwen3Config:
+    """What config.json says, under our names. Defaults are those of the checkpoint format."""
+
+    vocab_size: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    max_positions: int
+    norm_eps: float
+    rope_theta: float
+    attention_bias: bool
+    tied: bool
+
+    @staticmethod
+    def read(fields: Fields) -> "Qwen3Config":
+        """Raises `CheckpointError`, naming the field, for whatever this model does not do."""
+        fields.refuse("quantization_config", unless=(None,))
+        fields.refuse("use_sliding_window", unless=(None, False))
+        fields.refuse("hidden_act", unless=(None, "silu"))
+        fields.refuse_layer_types("full_attention")
+        heads = fields.size("num_attention_heads")
+        kv_heads = fields.size("num_key_value_heads", heads)
+        if heads % kv_heads:
+            raise fields.error("num_key_value_heads", f"{kv_heads} does not divide {heads} attention heads")
+        head_dim = fields.size("head_dim", 128)
+        if head_dim % 2:
+            raise fields.error("head_dim", f"{head_dim} is odd: rotary embedding needs halves")
+        return Qwen3Config(
+            vocab_size=fields.size("vocab_size"),
+            hidden=fields.size("hidden_size"),
+            intermediate=fields.size("intermediate_size"),
+            layers=fields.size("num_hidden_layers"),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            max_positions=fields.size("max_position_embeddings", 32768),
+            norm_eps=fields.number("rms_norm_eps", 1e-6),
+            rope_theta=fields.rope_theta(10000.0),
+            attention_bias=fields.flag("attention_bias", False),
+            tied=fields.flag("tie_word_embeddings", False),
+        )
+
+
+class Qwen3Attention(nn.Module):
+    """Grouped-query attention with norms on queries and keys."""
+
+    def __init__(self, c: Qwen3Config) -> None:
+        super().__init__()
+        self.sizes = [c.heads, c.kv_heads, c.kv_heads]
+        self.head_dim = c.head_dim
+        q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+        self.qkv_proj = Linear(c.hidden, {"q_proj": q, "k_proj": kv, "v_proj": kv}, c.attention_bias)
+        self.o_proj = Linear(q, {"o_proj": c.hidden}, c.attention_bias)
+        self.q_norm = RMSNorm(c.head_dim, c.norm_eps)
+        self.k_norm = RMSNorm(c.head_dim, c.norm_eps)
+
+    def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
+        q, k, v = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim)).split(self.sizes, dim=1)
+        q = reference.qk_norm_rope(q, self.q_norm.weight, self.q_norm.eps, context.rotary)
+        k = reference.qk_norm_rope(k, self.k_norm.weight, self.k_norm.eps, context.rotary)
+        cache = context.cache[layer]
+        context.attention.write(k, v, cache, context.work)
+        out: Tensor = self.o_proj(context.attention.attend(q, cache, context.work))
+        return out
+
+
+class Qwen3MLP(nn.Module):
+    """Gated feed-forward."""
+
+    def __init__(self, c: Qwen3Config) -> None:
+        super().__init__()
+        self.gate_up_proj = Linear(c.hidden, {"gate_proj": c.intermediate, "up_proj": c.intermediate})
+        self.down_proj = Linear(c.intermediate, {"down_proj": c.hidden})
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(reference.silu_mul(self.gate_up_proj(x)))
+        return out
+
+
+class Qwen3Layer(nn.Module):
+    """Attention, then feed-forward, each after a norm and added to the residual."""
+
+    def __init__(self, c: Qwen3Config) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(c.hidden, c.norm_eps)
+        self.self_attn = Qwen3Attention(c)
+        self.post_attention_layernorm = RMSNorm(c.hidden, c.norm_eps)
+        self.mlp = Qwen3MLP(c)
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None, layer: int, context: Context
+    ) -> tuple[Tensor, Tensor]:
+        x, residual = self.input_layernorm(x, residual)
+        x = self.self_attn(x, layer, context)
+        x, residual = self.post_attention_layernorm(x, residual)
+        return self.mlp(x), residual
+
+
+class Qwen3Decoder(nn.Module):
+    """Embedding, layers, last norm."""
+
+    def __init__(self, c: Qwen3Config) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(c.vocab_size, c.hidden)
+        self.layers = nn.ModuleList(Qwen3Layer(c) for _ in range(c.layers))
+        self.norm = RMSNorm(c.hidden, c.norm_eps)
+
+    def forward(self, tokens: Tensor, context: Context) -> Tensor:
+        x: Tensor = self.embed_tokens(tokens)
+        residual: Tensor | None = None
+        for i, layer in enumerate(self.layers):
+            x, residual = layer(x, residual, i, context)
+        x, _ = self.norm(x, residual)
+        return x
+
+
+class Qwen3(Model):
+    """The decoder and its head."""
+
+    def __init__(self, config: Qwen3Config) -> None:
+        super().__init__()
+        self.model = Qwen3Decoder(config)
+        tied = self.model.embed_tokens.weight if config.tied else None
+        self.lm_head = Head(config.hidden, config.vocab_size, tied)
+
+    def forward(self, tokens: Tensor, context: Context) -> Tensor:
+        """Hidden states [rows, hidden] for token ids int64 [rows]."""
+        hidden: Tensor = self.model(tokens, context)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 [rows, vocabulary]."""
+        logits: Tensor = self.lm_head(hidden)
+        return logits.float()

@@ -1,0 +1,93 @@
+"""The worker's process: phases, the loop over plans, and leaving."""
+
+import logging
+import signal
+import sys
+from types import FrameType
+
+from baton_wire.errors import WireError
+from baton_wire.fingerprint import fingerprint
+from baton_wire.transport import EndpointError
+from baton_wire.worker_session import Refused, WorkerSession
+from gpu_worker import build
+from gpu_worker.config import WorkerConfig
+from gpu_worker.errors import CheckpointError, ConfigError, WorkerError
+from gpu_worker.runner import Runner
+from gpu_worker.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.1
+_REFUSED_EXIT_CODE = 69
+
+
+class _Stop:
+    """Set by the first SIGTERM or SIGINT; a second one ends the process as usual."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(number, signal.SIG_DFL)
+
+
+def main(config: WorkerConfig) -> int:
+    """Runs one rank until it is told to leave; the exit code. Says on stderr what went wrong."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=config.log_level.upper(),
+        format="%(asctime)s %(levelname)s worker %(message)s",
+    )
+    try:
+        return _run(config)
+    except Refused as refused:
+        return _fail(f"the scheduler refused this worker: {refused}", _REFUSED_EXIT_CODE)
+    except WorkerError as error:
+        return _fail(str(error), error.exit_code)
+    except EndpointError as error:
+        return _fail(str(error), ConfigError.exit_code)
+    except WireError as error:
+        return _fail(f"the scheduler speaks another contract: {error}", WorkerError.exit_code)
+
+
+def _fail(why: str, code: int) -> int:
+    print(f"gpu_worker: {why}", file=sys.stderr, flush=True)
+    return code
+
+
+def _run(config: WorkerConfig) -> int:
+    watchdog = Watchdog()
+    with watchdog.phase("loading the weights", config.load_timeout_s):
+        loaded = build.load_model(config)
+        try:
+            digest = fingerprint(loaded.folder)
+        except OSError as error:
+            raise CheckpointError(str(error)) from error
+    with watchdog.phase("warming up", config.warmup_timeout_s):
+        runner = build.make_runner(config, loaded)
+    stop = _Stop()
+    session = WorkerSession(config.endpoint, build.hello(config, loaded, runner.limits, digest), runner.reset)
+    log.info("dialling %s group=%s", config.endpoint, config.group)
+    serve(session, runner, watchdog, config.step_timeout_s, stop)
+    session.leave()
+    log.info("left")
+    return 0
+
+
+def serve(
+    session: WorkerSession, runner: Runner, watchdog: Watchdog, step_timeout_s: float, stop: _Stop
+) -> None:
+    """The loop: plans in, results out, until asked to stop; across sessions, each with a fresh table."""
+    epoch = 0
+    while not stop.asked:
+        plans = session.poll(_POLL_S)
+        if session.epoch != epoch:
+            epoch = session.epoch
+            log.info("session epoch=%d", epoch) if epoch else log.warning("session lost, dialling again")
+        for plan in plans:
+            with watchdog.phase(f"step {plan.step}", step_timeout_s):
+                result = runner.execute(plan)
+            session.reply(result)

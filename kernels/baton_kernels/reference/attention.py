@@ -1,0 +1,47 @@
+"""Attention of one tile of query rows over one chunk of keys at a time, folded in the order of positions.
+
+A chunk is CHUNK positions, at multiples of CHUNK in the sequence; a row folds chunks 0, 1, 2 … up to its own
+position. Neither the tile a row is in, nor how its keys came into the cache, nor the batch changes that
+order, hence not the row's bits. Online softmax after Milakov and Gimelshein (2018).
+"""
+
+import torch
+from torch import Tensor
+
+CHUNK = 128
+NULL_SCORE = -1e30  # maximum of a chunk of which a row sees nothing: finite, so that differences are numbers
+
+
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One chunk for every tile: (weighted values, sum of weights, maximum), not yet normalised.
+
+    queries: [tiles, kv_heads, m, head_dim], scaled; keys, values: [tiles, kv_heads, c, head_dim], all values
+    finite; hidden: bool [tiles, 1, m, c], true where a row may not look, None for nowhere. Returns
+    [tiles, kv_heads, m, head_dim], [tiles, kv_heads, m, 1] twice.
+    """
+    tiles, heads, m, _ = queries.shape
+    scores = torch.bmm(queries.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
+    if hidden is not None:
+        scores.view(tiles, heads, m, -1).masked_fill_(hidden, -torch.inf)
+    maximum = scores.amax(-1, keepdim=True).clamp_min_(NULL_SCORE)
+    weights = scores.sub_(maximum).exp_()
+    total = weights.sum(-1, keepdim=True)
+    out = torch.bmm(weights, values.flatten(0, 1))
+    return (
+        out.unflatten(0, (tiles, heads)),
+        total.unflatten(0, (tiles, heads)),
+        maximum.unflatten(0, (tiles, heads)),
+    )
+
+
+def fold(out: Tensor, total: Tensor, maximum: Tensor, chunk: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Takes the next chunk, as `attend` returned it, into the running three, in place."""
+    chunk_out, chunk_total, chunk_maximum = chunk
+    highest = torch.maximum(maximum, chunk_maximum)
+    keep = maximum.sub_(highest).exp_()
+    take = chunk_maximum.sub_(highest).exp_()
+    out.mul_(keep).add_(chunk_out.mul_(take))
+    total.mul_(keep).add_(chunk_total.mul_(take))
+    maximum.copy_(highest)
