@@ -59,6 +59,8 @@ def parse(arguments: list[str]) -> WorkerConfig:
             f"--max-num-batched-tokens {a.max_num_batched_tokens}: below --max-num-seqs {a.max_num_seqs}, "
             "but every sequence takes one token of a step"
         )
+    if a.kvcache_block_size & (a.kvcache_block_size - 1):
+        raise ConfigError(f"--kvcache-block-size {a.kvcache_block_size}: not a power of two")
     return WorkerConfig(
         model=a.model,
         endpoint=a.connect or ipc_endpoint((a.run_dir or default_run_dir()).absolute() / _SOCKET),

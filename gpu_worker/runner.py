@@ -75,12 +75,13 @@ class Runner:
             work=self.attention.plan(batch, self.slots.block_table),
             rotary=self.rotary[batch.positions],
         )
-        return self.model.forward(batch.tokens, context)
+        hidden: Tensor = self.model(batch.tokens, context)
+        return hidden
 
     def _sample(self, plan: Plan, step: Step, hidden: Tensor, tokens: Tensor) -> Column:
         """Samples, advances the slot table, fills in `tokens`; returns the ends."""
         slots, table = step.slots, self.slots
-        logits = self.model.logits(hidden[step.rows])[: len(slots)]
+        logits = self._logits(step, hidden)
         self._mask(plan, slots, logits)
         rows = reference.SamplingRows(
             seed=table.seed[slots],
@@ -98,6 +99,11 @@ class Runner:
         ends = np.empty(len(over), ENDED)
         ends["slot"], ends["reason"] = slots[over].numpy(), reasons[over].numpy()
         return ends
+
+    def _logits(self, step: Step, hidden: Tensor) -> Tensor:
+        """float32 [n, vocabulary] of the slots that sample; may be written to."""
+        logits: Tensor = self.model.logits(hidden[step.rows])
+        return logits[: len(step.slots)]
 
     def _mask(self, plan: Plan, slots: Tensor, logits: Tensor) -> None:
         """Forbids stop ids below a slot's min_length, and what the masks of held slots do not allow."""
