@@ -6,7 +6,7 @@ offset size field
 5      1    kind
 6      2    zero
 8      4    epoch: session number given by the listener; 0 before one is given
-12     8    sequence: DATA its own; NACK the next one wanted; HELLO, WELCOME, REFUSE the dialer's nonce
+12     8    sequence: DATA its own; NACK, BEAT, BYE the next one expected; others the dialer's nonce
 20     8    acknowledged: every DATA of the peer up to and including this one was received
 28     …    payload
 end-8  8    xxh3-64 of all bytes before
@@ -38,7 +38,7 @@ class FrameKind(IntEnum):
     DATA = 4  # the next payload
     NACK = 5  # a DATA is missing; send again from `sequence`
     BEAT = 6  # alive; carries the acknowledgement
-    RESET = 7  # listener: epoch unknown here, say hello again
+    RESET = 7  # listener: epoch (or, with epoch 0, nonce) unknown here, say hello again
     BYE = 8  # leaving in order
 
 
