@@ -25,7 +25,9 @@ def insert(index: PrefixIndex, tokens: np.ndarray, first_block: int) -> None:
 def common_blocks(a: np.ndarray, b: np.ndarray) -> int:
     """Whole blocks that two prompts begin with alike."""
     same = 0
-    while (same + 1) * SIZE <= min(len(a), len(b)) and (a[: (same + 1) * SIZE] == b[: (same + 1) * SIZE]).all():
+    while (same + 1) * SIZE <= min(len(a), len(b)) and (
+        a[: (same + 1) * SIZE] == b[: (same + 1) * SIZE]
+    ).all():
         same += 1
     return same
 
@@ -96,6 +98,8 @@ def test_a_child_of_an_evicted_parent_is_not_found_under_its_successor() -> None
     index.evict(0)
     insert(index, tokens[:SIZE], 7)  # the parent again, in another block
     assert [entry.block for entry in index.match(index.keys(tokens), tokens)] == [7]
-    insert(index, tokens, 20)  # 20 is the known parent's twin and not indexed; 21 takes the stale child's place
+    insert(
+        index, tokens, 20
+    )  # 20 is the known parent's twin and not indexed; 21 takes the stale child's place
     assert [entry.block for entry in index.match(index.keys(tokens), tokens)] == [7, 21]
     index.check_integrity()
