@@ -12,6 +12,7 @@ import json
 import random
 import statistics
 import time
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class Echo:
         return Result(plan.step, state_hash(*(c[live] for c in columns)), tokens=tokens).encode()
 
 
-def measure(running: int) -> dict[str, object]:
+def measure(running: int) -> dict[str, Any]:
     """The figures for so many running sequences."""
     limits = Limits(
         max_slots=running,

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton_wire.columns import TOKEN
-from scheduler_svc.core import prefix_index
 from scheduler_svc.core.prefix_index import PrefixIndex
 
 SIZE = 4
@@ -62,7 +61,7 @@ def test_colliding_keys_cost_hits_never_content(monkeypatch, bits) -> None:
 
     rng = np.random.default_rng(bits)
     digest, mask = xxhash.xxh3_128_digest, 2**bits - 1
-    monkeypatch.setattr(prefix_index.xxhash, "xxh3_128_digest", lambda data: bytes([digest(data)[0] & mask]))
+    monkeypatch.setattr(xxhash, "xxh3_128_digest", lambda data: bytes([digest(data)[0] & mask]))
     index = PrefixIndex(SIZE, b"model")
     content: dict[int, bytes] = {}
     hits = 0
