@@ -141,8 +141,8 @@ def test_a_worker_that_never_dials_is_a_timeout():
     )
     with pytest.raises(StackError, match=r"the worker 0 exited with \d"):
         Stack.start(options)
-    sleeper = ("timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)")
-    options = StackOptions(model=str(DEMO_MODEL), worker_command=sleeper, ready_timeout_s=3.0)
+    idle = ("tests.clients.idle_worker",)
+    options = StackOptions(model=str(DEMO_MODEL), worker_command=idle, ready_timeout_s=3.0)
     with pytest.raises(StackError, match="not ready after 3 s"):
         Stack.start(options)
 
