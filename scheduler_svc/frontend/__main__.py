@@ -24,12 +24,16 @@ from scheduler_svc.frontend.health import Health
 from scheduler_svc.frontend.server import PortInUseError
 
 _POLL_S = 0.05
+_CORE_PATIENCE_S = 20.0  # for the core to start; the supervisor watches whether it lives
 _LAST_WORDS_S = 1.0  # for the statuses of streams that the drain cut short
 logger = logging.getLogger(__name__)
 
 
 async def serve(options: ServiceConfig) -> None:
-    """Serves until SIGTERM. Raises `CheckpointError`, `PortInUseError` or `EndpointError` at start."""
+    """Serves until SIGTERM.
+
+    Raises `CheckpointError`, `PortInUseError`, `EndpointError` or, where no core answers, `TimeoutError`.
+    """
     found = checkpoint.load(checkpoint.locate(options.model), options.served_model_name)
     status = Health([server.INFERENCE])
 
@@ -42,6 +46,7 @@ async def serve(options: ServiceConfig) -> None:
     grpc_server = server.build(inference, status)
     address = server.bind(grpc_server, options.listen)
     core.start()
+    await asyncio.wait_for(core.wait_connected(), _CORE_PATIENCE_S)
     await grpc_server.start()
     print(address, flush=True)
     await _until_told_to_stop()
@@ -90,6 +95,9 @@ def main() -> int:
     except EndpointError as error:
         logger.error("%s", error)
         return os.EX_CANTCREAT
+    except TimeoutError:
+        logger.error("the core does not answer in %g s", _CORE_PATIENCE_S)
+        return os.EX_UNAVAILABLE
     return 0
 
 

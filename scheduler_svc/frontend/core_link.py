@@ -40,6 +40,7 @@ class CoreLink:
     def __init__(self, endpoint: str, name: str, on_change: Callable[[], None]) -> None:
         self.service: Service | None = None
         self._on_change = on_change
+        self._connected = asyncio.Event()
         self._dialer = Dialer(FrontendHello(name).encode(), _nonce)
         self._socket = DealerSocket(endpoint)
         self._streams: dict[int, Stream] = {}
@@ -63,6 +64,10 @@ class CoreLink:
             self._socket.send(frame)
         self._lose("this server stops")
         self._socket.close(flush=True)
+
+    async def wait_connected(self) -> None:
+        """Until the core has said for the first time what it can do."""
+        await self._connected.wait()
 
     @property
     def open_streams(self) -> int:
@@ -144,6 +149,7 @@ class CoreLink:
         elif isinstance(message, Service):
             self._last_service = message
             self._settle()
+            self._connected.set()
 
     def _step(self, step: Step) -> None:
         """Hands out one frame. Handles without a stream were withdrawn while it was on its way."""

@@ -49,7 +49,7 @@ def tokenizer_made(request):
 def test_equal_to_transformers(tmp_path, tokenizer_made, template, where):
     transformers = pytest.importorskip("transformers")
     source = TEMPLATES[template]
-    config = {
+    config: dict[str, object] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": {"content": "<think>", "lstrip": False, "__type": "AddedToken"},
         "eos_token": "<|end|>",
@@ -69,6 +69,7 @@ def test_equal_to_transformers(tmp_path, tokenizer_made, template, where):
     theirs = transformers.AutoTokenizer.from_pretrained(path)
     found = checkpoint.load(path)
     ours = chat.load(path, found.tokenizer_config)
+    assert ours is not None
     codec = tokenizer.load(found)
     for messages in CONVERSATIONS:
         plain = [{"role": m.role, "content": m.content} for m in messages]
@@ -93,6 +94,7 @@ def test_demo_model_equal_to_transformers(demo_model):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(demo_model)
     template = chat.load(demo_model, checkpoint.load(demo_model).tokenizer_config)
+    assert template is not None
     for messages in CONVERSATIONS:
         if any(m.role == "tool" for m in messages):
             with pytest.raises(TemplateFailure, match="unknown role: tool"):

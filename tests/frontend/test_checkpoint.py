@@ -78,5 +78,8 @@ def test_tokens_that_the_configuration_names_are_special(tmp_path):
     path = write_checkpoint(tmp_path, tokenizer_config={"eos_token": "<think>", "pad_token": "<absent>"})
     codec = tokenizer.load(checkpoint.load(path))
     detokenizer = codec.detokenization.new()
-    assert detokenizer.push([codec.token_id("<think>"), codec.token_id("a")]) == "a"
+    think, letter = codec.token_id("<think>"), codec.token_id("a")
+    assert think is not None
+    assert letter is not None
+    assert detokenizer.push([think, letter]) == "a"
     assert codec.token_id("<absent>") is None

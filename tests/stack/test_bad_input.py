@@ -182,4 +182,4 @@ def test_no_chat_template(tmp_path):
         failure = failure_of(caught.value)
         assert (failure.code, failure.reason, failure.field) == (INVALID, "NO_CHAT_TEMPLATE", "chat")
         assert not rpc.InferenceServiceStub(channel).GetModel(pb.GetModelRequest()).supports_chat
-        assert generate(channel, request_with(text="x", stopping={"max_tokens": 2})).finish is not None
+        assert generate(channel, request_with(text="x", stopping={"max_tokens": 2})).done

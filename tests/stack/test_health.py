@@ -4,14 +4,13 @@ import threading
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from tests.support.processes import wait_until
 from tests.support.stack import SERVICE, start_stack
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+REQUEST, RESPONSE = health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
+SERVING, NOT_SERVING, UNKNOWN = RESPONSE.SERVING, RESPONSE.NOT_SERVING, RESPONSE.SERVICE_UNKNOWN
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +24,10 @@ class Watch:
 
     def __init__(self, channel, service):
         self.seen = []
-        request = health_pb2.HealthCheckRequest(service=service)
-        self.call = health_pb2_grpc.HealthStub(channel).Watch(request)
+        watch = channel.unary_stream(
+            "/grpc.health.v1.Health/Watch", REQUEST.SerializeToString, RESPONSE.FromString
+        )
+        self.call = watch(REQUEST(service=service))
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -63,8 +64,8 @@ def test_serving_exactly_while_a_group_is_ready(alone):
 
 
 def test_check_of_an_unknown_service(alone):
-    with alone.channel() as channel, pytest.raises(grpc.RpcError) as caught:
-        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="nope"))
+    with pytest.raises(grpc.RpcError) as caught:
+        alone.serving("nope")
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 

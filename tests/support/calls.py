@@ -18,18 +18,19 @@ DEMO_EOS = (1277, 1279)
 
 @dataclass
 class Answer:
-    """One stream, whole."""
+    """One stream, whole once it is `done`."""
 
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     deltas: int = 0
-    finish: pb.Finish | None = None
+    finish: pb.Finish = field(default_factory=pb.Finish)
+    done: bool = False
 
     def add(self, event: pb.GenerateResponse) -> None:
         """One more event; asserts what holds in every stream."""
-        assert self.finish is None, "an event after the finish"
+        assert not self.done, "an event after the finish"
         if event.WhichOneof("event") == "finish":
-            self.finish = event.finish
+            self.finish, self.done = event.finish, True
             assert event.finish.usage.completion_tokens == len(self.tokens)
             return
         assert event.delta.index == len(self.tokens), "a gap or a repetition"
@@ -44,7 +45,7 @@ async def collect(call: grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.Generate
     answer = Answer()
     async for event in call:
         answer.add(event)
-    assert answer.finish is not None, "a stream without a finish"
+    assert answer.done, "a stream without a finish"
     return answer
 
 
@@ -60,7 +61,7 @@ def generate(channel: grpc.Channel, request: pb.GenerateRequest, timeout_s: floa
     answer = Answer()
     for event in rpc.InferenceServiceStub(channel).Generate(request, timeout=timeout_s):
         answer.add(event)
-    assert answer.finish is not None, "a stream without a finish"
+    assert answer.done, "a stream without a finish"
     return answer
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from baton.inference.v1 import inference_pb2 as pb
 from baton.inference.v1 import inference_pb2_grpc as rpc
@@ -73,8 +73,12 @@ class Stack:
     def serving(self, service: str = SERVICE) -> bool:
         """What health says."""
         with self.channel() as channel:
-            request = health_pb2.HealthCheckRequest(service=service)
-            reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=5.0)
+            check = channel.unary_unary(
+                "/grpc.health.v1.Health/Check",
+                health_pb2.HealthCheckRequest.SerializeToString,
+                health_pb2.HealthCheckResponse.FromString,
+            )
+            reply = check(health_pb2.HealthCheckRequest(service=service), timeout=5.0)
             return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
     def pid(self, part: str) -> int:
