@@ -20,6 +20,7 @@ from baton_client.stack import demo_model
 from baton_client.timing import percentile
 
 _PROMPT_TOKENS = 16
+_BLOCK_SIZE = 16
 
 
 @dataclass(slots=True)
@@ -36,10 +37,15 @@ def main() -> int:
     """Measure and print; return the exit code."""
     arguments = _arguments()
     model = str(demo_model())  # for its tokenizer
+    most = max(arguments.streams)
+    blocks = most * (2 + (_PROMPT_TOKENS + arguments.tokens) // _BLOCK_SIZE)
     options = StackOptions(
         model=model,
         worker_command=("baton_sim.fake_worker", "--model", model),
-        worker_args=("--max-num-seqs", str(max(arguments.streams)), "--step-us", str(arguments.step_us)),
+        worker_args=(
+            *("--max-num-seqs", str(most), "--step-us", str(arguments.step_us)),
+            *("--kvcache-block-size", str(_BLOCK_SIZE), "--num-kvcache-blocks", str(blocks)),
+        ),
     )
     results = []
     try:
