@@ -1,32 +1,35 @@
-"""Lays out the rows of one forward pass from a plan and the slot table.
+"""Lays out the rows of one forward pass from a plan and the slot table, on the host.
 
-On CPU rows are packed: decoding slots, then the chunks' tokens, then padding. The plan's bucket, meant for
-captured graphs over all rows of the table, is not needed then: no row's bits depend on the others.
+For devices whose memory the host shares, CPU that is: rows are packed, decoding slots first, then the chunks'
+tokens, then padding. The plan's bucket, meant for captured graphs over all rows of the table, is not needed
+then: no row's bits depend on the others.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from baton_wire.plan import Plan
+from baton_wire.plan import Mode, Plan
 from baton_wire.state import Occupancy
 from gpu_worker.attention import Batch
+from gpu_worker.attention.interface import Numbers
 from gpu_worker.errors import PlanError
 from gpu_worker.slots import SlotTable
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A batch, and which of its rows sample for which slot."""
+    """A batch with its tokens, which rows sample for which slot, and what becomes of lengths."""
 
     batch: Batch
-    rows: Tensor  # int64 [n, padded]: rows of the batch whose logits are needed
-    slots: Tensor  # int64 [n]: slots that sample, in that order
-    moved: Tensor  # int64: slots whose length changes …
-    lengths: Tensor  # … and to what
+    tokens: Tensor  # int64 [padded rows]
+    positions: Tensor  # int64 [padded rows], 0 in the padding
+    samples: Tensor | None  # int64 [padded]: rows of the batch whose logits are needed; None: the first ones
+    slots: Numbers  # [n]: slots that sample, in that order
+    moved: Numbers  # slots whose length changes …
+    lengths: Numbers  # … and to what
 
 
 def lay_out(plan: Plan, slots: SlotTable, multiple: int, max_rows: int) -> Step | None:
@@ -35,58 +38,61 @@ def lay_out(plan: Plan, slots: SlotTable, multiple: int, max_rows: int) -> Step 
     `multiple`: rows are padded to a multiple of this. Raises `PlanError` where chunks do not go on where the
     slot is, or there are more than `max_rows` rows.
     """
-    decoding = slots.decoding(plan)
-    chunks = {name: plan.chunks[name].astype(np.int64) for name in ("slot", "start", "count", "last")}
-    _check(plan, chunks, slots)
+    decoding = _decoding(plan, slots)
     decodes, total = len(decoding), len(decoding) + len(plan.chunk_tokens)
     if total > max_rows:
         raise PlanError(f"step {plan.step}: {total} rows, at most {max_rows} were offered")
     if not total:
         return None
-    tokens = torch.zeros(_padded(total, multiple), dtype=torch.int64)
-    positions = torch.zeros_like(tokens)
-    tokens[:decodes] = slots.last_token[decoding]
-    positions[:decodes] = slots.length[decoding]
-    tokens[decodes:total] = torch.from_numpy(plan.chunk_tokens.astype(np.int64))
-    positions[decodes:total] = torch.from_numpy(_positions(chunks["start"], chunks["count"]))
-    ends = decodes + chunks["count"].cumsum()
-    last = chunks["last"] == 1
-    samples = np.concatenate((np.arange(decodes), ends[last] - 1))
-    rows = np.zeros(_padded(len(samples), multiple), np.int64)
-    rows[: len(samples)] = samples
-    batch = Batch(
-        tokens=tokens,
-        positions=positions,
-        slots=np.concatenate((decoding.numpy(), chunks["slot"].repeat(chunks["count"]))),
-        places=positions[:total].numpy(),
-        decodes=decodes,
-        chunks=tuple(chunks["count"].tolist()),
-    )
+    tokens = np.zeros(_padded(total, multiple), np.int64)
+    positions = np.zeros_like(tokens)
+    tokens[:decodes] = slots.last_token.numpy()[decoding]
+    positions[:decodes] = slots.length.numpy()[decoding]
+    sampling, moved, lengths, rows, samples = decoding, decoding, positions[:decodes] + 1, decoding, None
+    if len(plan.chunks):
+        chunked, start, count = (plan.chunks[name].astype(np.int64) for name in ("slot", "start", "count"))
+        _check(plan, chunked, start, slots)
+        tokens[decodes:total] = plan.chunk_tokens
+        ends = count.cumsum()
+        positions[decodes:total] = np.arange(ends[-1]) + (start + count - ends).repeat(count)
+        last = plan.chunks["last"] == 1
+        sampling = np.concatenate((decoding, chunked[last]))
+        samples = np.zeros(_padded(len(sampling), multiple), np.int64)
+        samples[: len(sampling)] = np.concatenate((np.arange(decodes), decodes + ends[last] - 1))
+        rows = np.concatenate((decoding, chunked.repeat(count)))
+        moved, lengths = np.concatenate((decoding, chunked)), np.concatenate((lengths, start + count))
     return Step(
-        batch=batch,
-        rows=torch.from_numpy(rows),
-        slots=torch.cat((decoding, torch.from_numpy(chunks["slot"][last]))),
-        moved=torch.cat((decoding, torch.from_numpy(chunks["slot"]))),
-        lengths=torch.cat((positions[:decodes] + 1, torch.from_numpy(chunks["start"] + chunks["count"]))),
+        batch=Batch(rows, positions[:total], decodes, tuple(plan.chunks["count"].tolist())),
+        tokens=torch.from_numpy(tokens),
+        positions=torch.from_numpy(positions),
+        samples=None if samples is None else torch.from_numpy(samples),
+        slots=sampling,
+        moved=moved,
+        lengths=lengths,
     )
+
+
+def _decoding(plan: Plan, slots: SlotTable) -> Numbers:
+    """Slots that take one step: active ones in auto mode, and held ones that are named. Longest first."""
+    bound = plan.row_bound
+    moves = slots.mode.numpy()[:bound] == Mode.AUTO
+    moves[plan.held[plan.held < bound]] = True
+    moves &= slots.occupancy.numpy()[:bound] == Occupancy.DECODE
+    found = moves.nonzero()[0]
+    return found[np.argsort(-slots.length.numpy()[found], kind="stable")]
 
 
 def _padded(rows: int, multiple: int) -> int:
     return -(-rows // multiple) * multiple
 
 
-def _positions(start: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions of all chunks' tokens, one chunk after the other."""
-    first = count.cumsum() - count
-    positions: NDArray[np.int64] = np.arange(count.sum()) + (start - first).repeat(count)
-    return positions
-
-
-def _check(plan: Plan, chunks: dict[str, NDArray[np.int64]], slots: SlotTable) -> None:
-    for slot, start in zip(chunks["slot"].tolist(), chunks["start"].tolist(), strict=True):
-        occupancy, length = int(slots.occupancy[slot]), int(slots.length[slot])
-        if occupancy != Occupancy.PREFILL or length != start:
-            state = Occupancy(occupancy).name
-            raise PlanError(
-                f"step {plan.step}: chunk at {start} for slot {slot}, which is {state} at {length}"
-            )
+def _check(plan: Plan, chunked: Numbers, start: Numbers, slots: SlotTable) -> None:
+    """Every chunk must go on where its slot is."""
+    occupancy, length = slots.occupancy.numpy()[chunked], slots.length.numpy()[chunked]
+    wrong = ((occupancy != Occupancy.PREFILL) | (length != start)).nonzero()[0]
+    if len(wrong):
+        i = wrong[0]
+        state = Occupancy(occupancy[i]).name
+        raise PlanError(
+            f"step {plan.step}: chunk at {start[i]} for slot {chunked[i]}: {state} at {length[i]}"
+        )

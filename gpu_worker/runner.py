@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from baton_kernels import reference
-from baton_wire.columns import Column
+from baton_wire.columns import TOKEN, Column
 from baton_wire.plan import Plan
 from baton_wire.result import ENDED, NO_TOKEN, Result
 from gpu_worker.attention import Attention, Context
+from gpu_worker.attention.interface import Numbers
 from gpu_worker.batch import Step, lay_out
 from gpu_worker.limits import Limits
 from gpu_worker.models import Model
@@ -49,75 +50,66 @@ class Runner:
         fresh = self.slots.apply(plan)
         if fresh is not None:
             self.attention.clear(self.cache, fresh)
-        tokens = torch.full((plan.row_bound,), NO_TOKEN, dtype=torch.int32)
+        tokens = np.full(plan.row_bound if self.rank == 0 else 0, NO_TOKEN, TOKEN)
         ends = np.empty(0, ENDED)
         step = lay_out(plan, self.slots, self.limits.row_multiple, self.limits.max_tokens_per_step)
         if step is not None:
             hidden = self._forward(step)
-            self.slots.length[step.moved] = step.lengths
+            self.slots.length.numpy()[step.moved] = step.lengths
             if len(step.slots):
-                ends = self._sample(plan, step, hidden, tokens)
+                sampled, reasons = self._sample(plan, step, hidden)
+                if self.rank == 0:
+                    tokens[step.slots] = sampled
+                over = reasons.nonzero()[0]
+                ends = np.empty(len(over), ENDED)
+                ends["slot"], ends["reason"] = step.slots[over], reasons[over]
         return Result(
             step=plan.step,
-            state_hash=self.slots.hash(),
+            state_hash=self.slots.hash(plan.row_bound),
             exec_us=round((time.perf_counter() - started) * 1e6),
             rank=self.rank,
-            tokens=tokens.numpy() if self.rank == 0 else np.empty(0, np.int32),
+            tokens=tokens,
             ends=ends,
         )
 
     def _forward(self, step: Step) -> Tensor:
         """Hidden states of the step's rows; their keys and values are in the cache after it."""
-        batch = step.batch
         context = Context(
             attention=self.attention,
             cache=self.cache,
-            work=self.attention.plan(batch, self.slots.block_table),
-            rotary=self.rotary[batch.positions],
+            work=self.attention.plan(step.batch, self.slots.block_table),
+            rotary=self.rotary.index_select(0, step.positions),
         )
-        hidden: Tensor = self.model(batch.tokens, context)
+        hidden: Tensor = self.model(step.tokens, context)
         return hidden
 
-    def _sample(self, plan: Plan, step: Step, hidden: Tensor, tokens: Tensor) -> Column:
-        """Samples, advances the slot table, fills in `tokens`; returns the ends."""
-        slots, table = step.slots, self.slots
+    def _sample(self, plan: Plan, step: Step, hidden: Tensor) -> tuple[Column, Column]:
+        """(tokens, why each ends or 0) of the slots that sample; the slot table has taken them in."""
         logits = self._logits(step, hidden)
-        self._mask(plan, slots, logits)
-        rows = reference.SamplingRows(
-            seed=table.seed[slots],
-            position=table.length[slots],
-            temperature=table.temperature[slots],
-            top_p=table.top_p[slots],
-            min_p=table.min_p[slots],
-            top_k=table.top_k[slots],
-        )
-        sampled, finite = reference.sample(logits, rows)
+        self._mask(plan, step.slots, logits)
+        slots = torch.from_numpy(step.slots)
+        sampled, finite = reference.sample(logits, self.slots.sampling(step.slots))
         sampled = torch.where(finite, sampled, NO_TOKEN)
-        reasons = table.advance(slots, sampled, finite)
-        tokens[slots] = sampled.to(torch.int32)
-        over = reasons.nonzero().squeeze(-1)
-        ends = np.empty(len(over), ENDED)
-        ends["slot"], ends["reason"] = slots[over].numpy(), reasons[over].numpy()
-        return ends
+        reasons = self.slots.advance(slots, sampled, finite)
+        return sampled.numpy(), reasons.numpy()
 
     def _logits(self, step: Step, hidden: Tensor) -> Tensor:
         """float32 [n, vocabulary] of the slots that sample; may be written to."""
-        logits: Tensor = self.model.logits(hidden[step.rows])
-        return logits[: len(step.slots)]
+        rows = len(step.slots)
+        if step.samples is not None:
+            hidden = hidden.index_select(0, step.samples)
+        logits: Tensor = self.model.logits(hidden)
+        return logits[:rows]
 
-    def _mask(self, plan: Plan, slots: Tensor, logits: Tensor) -> None:
+    def _mask(self, plan: Plan, slots: Numbers, logits: Tensor) -> None:
         """Forbids stop ids below a slot's min_length, and what the masks of held slots do not allow."""
         table = self.slots
-        early = (table.length[slots] < table.min_length[slots])[:, None] & (table.stop_ids[slots] >= 0)
-        row, column = early.nonzero(as_tuple=True)
-        if len(row):
-            logits[row, table.stop_ids[slots][row, column]] = -torch.inf
-        if len(plan.held):
-            index = {slot: i for i, slot in enumerate(slots.tolist())}
-            vocabulary = logits.shape[1]
-            for slot, words in zip(plan.held.tolist(), plan.masks, strict=True):
-                if slot in index:
-                    bits = np.unpackbits(words.view(np.uint8), bitorder="little")[:vocabulary]
-                    allowed = torch.zeros(vocabulary, dtype=torch.bool)
-                    allowed[: len(bits)] = torch.from_numpy(bits.astype(bool))
-                    logits[index[slot]].masked_fill_(~allowed, -torch.inf)
+        early = (table.length.numpy()[slots] < table.min_length.numpy()[slots]).nonzero()[0]
+        if len(early):
+            stops = table.stop_ids.numpy()[slots[early]]
+            row, column = (stops >= 0).nonzero()
+            logits[torch.from_numpy(early[row]), torch.from_numpy(stops[row, column])] = -torch.inf
+        for slot, words in zip(plan.held.tolist(), plan.masks, strict=True):
+            for row in (slots == slot).nonzero()[0]:
+                bits = np.unpackbits(words.view(np.uint8), count=logits.shape[1], bitorder="little")
+                logits[row].masked_fill_(torch.from_numpy(bits == 0), -torch.inf)

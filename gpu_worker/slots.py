@@ -11,7 +11,8 @@ from torch import Tensor
 
 from baton_kernels import reference
 from baton_wire.plan import MAX_STOP_IDS, Mode, Plan
-from baton_wire.state import Occupancy
+from baton_wire.state import Occupancy, state_hash
+from gpu_worker.attention.interface import Numbers
 from gpu_worker.errors import PlanError
 
 
@@ -42,6 +43,7 @@ class SlotTable:
         self.top_k = column(0)
         self._blocks = np.zeros(slots, np.int64)  # blocks given to each slot since its admission
         self._cached = np.zeros(slots, np.int64)  # its length at admission
+        self._random = np.zeros(slots, np.bool_)  # whether its temperature is above 0
         self._device = device
 
     def __len__(self) -> int:
@@ -110,6 +112,7 @@ class SlotTable:
         self.stop_ids[slots] = self._rows(_ragged(plan.stop_ids, admissions["stops"].astype(np.int64)))
         self._blocks[admissions["slot"]] = 0
         self._cached[admissions["slot"]] = admissions["cached"]
+        self._random[admissions["slot"]] = sampling["temperature"] > 0
 
     def _append(self, plan: Plan) -> Tensor | None:
         """Blocks go to the end of their slots' rows; those behind a slot's cached prefix are returned."""
@@ -124,30 +127,33 @@ class SlotTable:
         fresh = blocks[places * self.block_size >= self._cached[slots]]
         return self._rows(fresh) if len(fresh) else None
 
-    def decoding(self, plan: Plan) -> Tensor:
-        """Slots that take one step in this plan: active ones in auto mode, and held ones that are named."""
-        moves = self.occupancy == Occupancy.DECODE
-        named = torch.zeros_like(moves)
-        named[self._rows(plan.held)] = True
-        moves &= (self.mode == Mode.AUTO) | named
-        return moves[: plan.row_bound].nonzero().squeeze(-1)
+    def sampling(self, slots: Numbers) -> reference.SamplingRows | None:
+        """Parameters of these slots' next tokens, None where all are greedy."""
+        if not self._random[slots].any():
+            return None
+        rows = torch.from_numpy(slots).to(self._device)
+        columns = (self.seed, self.length, self.temperature, self.top_p, self.min_p, self.top_k)
+        return reference.SamplingRows(*(column.index_select(0, rows) for column in columns))
 
     def advance(self, slots: Tensor, tokens: Tensor, finite: Tensor) -> Tensor:
         """Takes in what the slots sampled; returns why each ends, 0 where it goes on (int64 [n]).
 
         Their lengths are those after the step.
         """
-        reasons = reference.end_reasons(
-            tokens, finite, self.length[slots], self.max_length[slots], self.stop_ids[slots]
+        length, max_length, stop_ids = (
+            column.index_select(0, slots) for column in (self.length, self.max_length, self.stop_ids)
         )
+        reasons = reference.end_reasons(tokens, finite, length, max_length, stop_ids)
         self.last_token[slots] = tokens
         self.occupancy[slots] = torch.where(reasons == 0, Occupancy.DECODE, Occupancy.FREE)
         return reasons
 
-    def hash(self) -> int:
-        """The state hash after the step."""
-        word = reference.state_hash(self.admitted, self.length, self.occupancy, self.last_token)
-        return int(word) & (1 << 64) - 1
+    def hash(self, row_bound: int) -> int:
+        """The state hash after a step: slots from `row_bound` on are free."""
+        columns = (self.admitted, self.length, self.occupancy, self.last_token)
+        admitted, length, occupancy, last_token = (column.numpy()[:row_bound] for column in columns)
+        slots = occupancy.nonzero()[0]
+        return state_hash(slots, admitted[slots], length[slots], occupancy[slots], last_token[slots])
 
 
 def _ragged(values: NDArray[np.generic], counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -34,14 +34,12 @@ class AttentionShape:
 class Batch:
     """Rows of one forward pass: one per decoding slot, then the chunks' tokens, one chunk after the other.
 
-    Row i is position `positions[i]` of the sequence in slot `slots[i]`, for i < len(slots); rows from there
-    to len(tokens) are padding, whose results nobody reads. `chunks`: rows of each chunk, in order.
+    Row i is position `positions[i]` of the sequence in slot `slots[i]`. Decodes come longest first.
+    `chunks`: rows of each chunk, in order.
     """
 
-    tokens: Tensor  # int64 [padded rows]
-    positions: Tensor  # int64 [padded rows]
-    slots: Numbers
-    places: Numbers  # positions as numpy, without padding
+    slots: Numbers  # [rows]
+    positions: Numbers  # [rows]
     decodes: int
     chunks: tuple[int, ...]
 
@@ -60,11 +58,11 @@ class Attention(Protocol):
     def plan(self, batch: Batch, block_table: Tensor) -> Any:
         """Everything about the step that layers share. block_table: [slots, blocks]."""
 
-    def write(self, keys: Tensor, values: Tensor, cache: Tensor, work: Any) -> None:
-        """Puts keys and values [rows, kv_heads, head_dim] into a layer's cache."""
+    def write(self, kv: Tensor, cache: Tensor, work: Any) -> None:
+        """Puts keys, then values [rows, 2 · kv_heads, head_dim] into a layer's cache."""
 
     def attend(self, queries: Tensor, cache: Tensor, work: Any) -> Tensor:
-        """[rows, heads, head_dim] → [rows, heads · head_dim]; all keys of the step are written before."""
+        """Scaled queries [rows, heads, head_dim] → [rows, heads · head_dim]; all keys are written before."""
 
 
 @dataclass(frozen=True, slots=True)

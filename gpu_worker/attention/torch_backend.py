@@ -18,7 +18,7 @@ from gpu_worker.attention.interface import AttentionShape, Batch, Numbers
 
 _TILE_PRODUCT_ROWS = 64  # rows · group of a tile of a prompt chunk
 _SPAN_BYTES = 8 << 20  # keys and values gathered at a time: they should still be in cache when used
-_M_MULTIPLE = 8
+_MULTIPLE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,33 +28,35 @@ class Span:
     level: int
     first: int
     last: int
-    rows: Tensor  # int64: rows of the cache, flattened to (block, kv head)
+    places: (
+        Tensor  # int64: of their keys, then of their values, in the cache, flattened to (block, k/v, head)
+    )
     hidden: Tensor | None  # bool [tiles, 1, m, chunk]
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Tiles of equal height."""
+    """Tiles of equal height, [tiles, height] rows."""
 
-    rows: Tensor  # int64 [tiles, height], row of the batch; any valid row where the tile is not full
+    tiles: int
+    height: int
+    rows: Tensor | None  # int64 [tiles · height], rows of the batch, some twice where a tile is not full …
+    kept: Tensor | None  # … these of them not; None: the tiles are the batch's first rows, in order
     spans: list[Span]
-    places: Tensor  # int64 [tiles · height], where the batch's rows `targets` are among the tiles' rows
-    targets: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """A step's plan."""
 
-    blocks: Tensor  # int64 [rows without padding]: where each row's key and value go
-    offsets: Tensor
+    places: Tensor  # int64 [rows · 2 · kv_heads]: where the rows' keys and values go, as `reference.write_kv`
     groups: list[Group]
 
 
 class TorchAttention:
     """The reference backend, and the one for CPU.
 
-    Cache: [layers, 2, blocks + 1, kv_heads, block_size, head_dim].
+    Cache: [layers, blocks + 1, 2, kv_heads, block_size, head_dim].
     """
 
     def __init__(self, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> None:
@@ -63,109 +65,126 @@ class TorchAttention:
         self._chunk = self.blocks_multiple * shape.block_size
         bytes_per_tile = 2 * self._chunk * shape.kv_heads * shape.head_dim * dtype.itemsize
         self._tiles_per_span = max(1, _SPAN_BYTES // bytes_per_tile)
-        self._tile_rows = _M_MULTIPLE * max(1, _TILE_PRODUCT_ROWS // (_M_MULTIPLE * shape.group))
+        self._height = _MULTIPLE * max(1, _TILE_PRODUCT_ROWS // (_MULTIPLE * shape.group))
+        self._heads = np.arange(2 * shape.kv_heads)
+        # [2, 1, kv_heads, 1]: what to add to a block's place for its keys, its values, of each head
+        self._head_places = self._heads.reshape(2, 1, -1, 1)
 
     def cache(self, layers: int, blocks: int) -> Tensor:
         """See `Attention.cache`."""
         s = self.shape
-        size = (layers, 2, blocks + 1, s.kv_heads, s.block_size, s.head_dim)
+        size = (layers, blocks + 1, 2, s.kv_heads, s.block_size, s.head_dim)
         return torch.zeros(size, dtype=self.dtype, device=self.device)
 
     def clear(self, cache: Tensor, blocks: Tensor) -> None:
         """Zeros: a hidden value has weight 0, but 0 · NaN, from an owner whose numbers broke, is NaN."""
-        cache[:, :, blocks] = 0
+        cache[:, blocks] = 0
 
     def plan(self, batch: Batch, block_table: Tensor) -> Work:
         """See `Attention.plan`."""
         table, size = block_table.numpy(), self.shape.block_size
-        blocks = table[batch.slots, batch.places // size].astype(np.int64)
+        blocks = table[batch.slots, batch.positions // size].astype(np.int64)
+        places = (blocks[:, None] * len(self._heads) + self._heads) * size + (batch.positions % size)[:, None]
         groups, start = [], batch.decodes
         if batch.decodes:
-            groups.append(self._group(np.arange(batch.decodes)[:, None], batch, table))
+            groups.append(self._plan_group(np.arange(batch.decodes)[:, None], None, batch, table))
         tiles = []
         for count in batch.chunks:
-            padded = -(-count // self._tile_rows) * self._tile_rows
-            tiles.append(np.minimum(np.arange(padded), count - 1).reshape(-1, self._tile_rows) + start)
+            full = np.arange(-(-count // self._height) * self._height)
+            tiles.append(np.minimum(full, count - 1).reshape(-1, self._height) + start)
             start += count
         if tiles:
-            groups.append(self._group(np.concatenate(tiles), batch, table))
-        return Work(torch.from_numpy(blocks), torch.from_numpy(batch.places % size), groups)
+            rows = np.concatenate(tiles)
+            order = np.argsort(-batch.positions[rows[:, -1]], kind="stable")
+            rows = rows[order]
+            kept = np.unique(rows, return_index=True)[1]
+            groups.append(self._plan_group(rows, kept, batch, table))
+        return Work(torch.from_numpy(places.reshape(-1)), groups)
 
-    def write(self, keys: Tensor, values: Tensor, cache: Tensor, work: Work) -> None:
+    def write(self, kv: Tensor, cache: Tensor, work: Work) -> None:
         """See `Attention.write`."""
-        reference.write_kv(keys, cache[0], work.blocks, work.offsets)
-        reference.write_kv(values, cache[1], work.blocks, work.offsets)
+        reference.write_kv(kv, cache, work.places)
 
     def attend(self, queries: Tensor, cache: Tensor, work: Work) -> Tensor:
         """See `Attention.attend`."""
-        scaled = queries.float() * self.shape.head_dim**-0.5
-        out = torch.zeros_like(scaled)
+        out = torch.zeros(queries.shape, dtype=queries.dtype, device=queries.device)
         for group in work.groups:
-            out[group.targets] = self._attend_group(scaled, cache, group)
-        return out.flatten(1).to(queries.dtype)
+            self._attend_group(queries, cache, group, out)
+        return out.flatten(1)
 
-    def _group(self, rows: Numbers, batch: Batch, table: NDArray[np.int32]) -> Group:
-        """Plans tiles of the batch's `rows` [tiles, height]; repeated rows fill a tile that is not full."""
-        sees = batch.places[rows].max(axis=1) // self._chunk + 1  # chunks that a tile sees, at least one
-        order = np.argsort(-sees, kind="stable")
-        rows, sees = rows[order], sees[order]
-        places = batch.places[rows]
-        spans = [
-            self._span(level, first, min(first + self._tiles_per_span, count), rows, places, batch, table)
-            for level, count in enumerate(_counts(sees))
-            for first in range(0, count, self._tiles_per_span)
-        ]
-        targets, index = np.unique(rows, return_index=True)
-        return Group(torch.from_numpy(rows), spans, torch.from_numpy(index), torch.from_numpy(targets))
+    def _plan_group(
+        self, rows: Numbers, kept: Numbers | None, batch: Batch, table: NDArray[np.int32]
+    ) -> Group:
+        """Plans tiles of the batch's `rows` [tiles, height], in falling order of their last positions."""
+        tiles, height = rows.shape
+        positions = batch.positions[rows]
+        slots = batch.slots[rows[:, 0]]
+        sees = positions[:, -1] // self._chunk + 1  # chunks that a tile sees, at least one
+        spans = []
+        for level in range(int(sees[0])):
+            count = int(np.count_nonzero(sees > level))
+            for first in range(0, count, self._tiles_per_span):
+                part = slice(first, min(first + self._tiles_per_span, count))
+                spans.append(self._plan_span(level, part, slots[part], positions[part], table))
+        if kept is None:
+            return Group(tiles, height, None, None, spans)
+        flat = rows.reshape(-1)
+        return Group(tiles, height, torch.from_numpy(flat), torch.from_numpy(kept), spans)
 
-    def _span(
-        self,
-        level: int,
-        first: int,
-        last: int,
-        rows: Numbers,
-        places: Numbers,
-        batch: Batch,
-        table: NDArray[np.int32],
+    def _plan_span(
+        self, level: int, part: slice, slots: Numbers, positions: Numbers, table: NDArray[np.int32]
     ) -> Span:
-        """Tiles [first, last) at one level."""
-        heads, width = self.shape.kv_heads, self.blocks_multiple
-        blocks = table[batch.slots[rows[first:last, 0]], level * width : (level + 1) * width].astype(np.int64)
-        cache_rows = blocks[:, None, :] * heads + np.arange(heads)[None, :, None]
-        places, start = places[first:last], level * self._chunk
+        """Tiles `part` of a group at one level; slots: [tiles]; positions: [tiles, height]."""
+        width, start = self.blocks_multiple, level * self._chunk
+        blocks = table[slots, level * width : (level + 1) * width].astype(np.int64)
+        places = blocks[:, None, :] * len(self._heads) + self._head_places
         hidden = None
-        if places.min() < start + self._chunk - 1:
+        if positions.min() < start + self._chunk - 1:
             keys = np.arange(start, start + self._chunk)
-            mask = np.repeat(keys > places[:, :, None], self.shape.group, axis=1)
-            missing = -mask.shape[1] % _M_MULTIPLE
-            hidden = torch.from_numpy(np.pad(mask, ((0, 0), (0, missing), (0, 0)))[:, None])
-        return Span(level, first, last, torch.from_numpy(cache_rows.reshape(-1)), hidden)
+            mask = np.repeat(keys > positions[:, :, None], self.shape.group, axis=1)
+            full = np.zeros(
+                (len(slots), 1, -(-mask.shape[1] // _MULTIPLE) * _MULTIPLE, self._chunk), np.bool_
+            )
+            full[:, 0, : mask.shape[1]] = mask
+            hidden = torch.from_numpy(full)
+        return Span(level, part.start, part.stop, torch.from_numpy(places.reshape(-1)), hidden)
 
-    def _attend_group(self, queries: Tensor, cache: Tensor, group: Group) -> Tensor:
-        """Rows `group.targets` of the result."""
-        s, (tiles, height) = self.shape, group.rows.shape
-        q = queries[group.rows].view(tiles, height, s.kv_heads, s.group, s.head_dim)
-        q = q.transpose(1, 2).reshape(tiles, s.kv_heads, height * s.group, s.head_dim)
-        q = pad(q, (0, 0, 0, -q.shape[2] % _M_MULTIPLE))
-        out = torch.empty_like(q)
-        total = q.new_empty(*q.shape[:3], 1)
-        maximum = torch.empty_like(total)
-        keys, values = (half.view(-1, s.block_size * s.head_dim) for half in cache)
+    def _attend_group(self, queries: Tensor, cache: Tensor, group: Group, out: Tensor) -> None:
+        """Fills in the group's rows of `out` [rows, heads, head_dim]."""
+        s, tiles, height = self.shape, group.tiles, group.height
+        q = queries[:tiles] if group.rows is None else queries.index_select(0, group.rows)
+        q = q.unflatten(1, (s.kv_heads, s.group))
+        if height > 1:
+            q = q.unflatten(0, (tiles, height)).transpose(1, 2).flatten(2, 3)
+        m = height * s.group
+        q = pad(q, (0, 0, 0, -m % _MULTIPLE)).float().reshape(tiles * s.kv_heads, -1, s.head_dim)
+        total = self._attend_tiles(q, cache, group)
+        weighted, weight = (x.unflatten(0, (tiles, s.kv_heads))[:, :, :m] for x in total)
+        if group.rows is None or group.kept is None:
+            torch.div(weighted, weight, out=out[:tiles].unflatten(1, (s.kv_heads, s.group)))
+            return
+        done = (weighted / weight).unflatten(2, (height, s.group)).transpose(1, 2)
+        done = done.reshape(tiles * height, s.heads, s.head_dim).to(out.dtype)
+        out.index_copy_(0, group.rows[group.kept], done.index_select(0, group.kept))
+
+    def _attend_tiles(self, q: Tensor, cache: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+        """(weighted values, sum of weights) of all tiles. q: float32 [tiles · kv_heads, m, head_dim]."""
+        s = self.shape
+        flat = cache.view(-1, s.block_size * s.head_dim)
+        running: reference.Partial | None = None
+        if len(group.spans) > 1:
+            narrow = q.new_empty(*q.shape[:2], 1)
+            running = (torch.empty_like(q), narrow, torch.empty_like(narrow))
         for span in group.spans:
-            part = slice(span.first, span.last)
-            size = (span.last - span.first, s.kv_heads, self._chunk, s.head_dim)
-            k = keys.index_select(0, span.rows).view(size).float()
-            v = values.index_select(0, span.rows).view(size).float()
-            chunk = reference.attend(q[part], k, v, span.hidden)
-            if span.level == 0:
-                out[part], total[part], maximum[part] = chunk
+            part = slice(span.first * s.kv_heads, span.last * s.kv_heads)
+            kv = flat.index_select(0, span.places).float().view(2, -1, self._chunk, s.head_dim)
+            chunk = reference.attend(q[part], kv[0], kv[1], span.hidden)
+            if running is None:
+                return chunk[:2]
+            if span.level:
+                reference.fold((running[0][part], running[1][part], running[2][part]), chunk)
             else:
-                reference.fold(out[part], total[part], maximum[part], chunk)
-        out = out.div_(total)[:, :, : height * s.group]
-        out = out.reshape(tiles, s.kv_heads, height, s.group, s.head_dim).transpose(1, 2)
-        return out.reshape(tiles * height, s.heads, s.head_dim)[group.places]
-
-
-def _counts(sees: Numbers) -> list[int]:
-    """How many tiles see chunk 0, 1, 2 …"""
-    return [int(np.count_nonzero(sees > level)) for level in range(int(sees.max()))]
+                for whole, piece in zip(running, chunk, strict=True):
+                    whole[part] = piece
+        assert running is not None, "a group has a span"
+        return running[:2]

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 from gpu_worker.layers.parts import Layer, Parts
 
-_PACK_FROM = 1 << 16  # weights; smaller products cost less than the blocked layout's call
+_PACK_FROM = 40_000  # weights; below, the blocked layout saves less than its call costs
 
 
 class Linear(Layer):

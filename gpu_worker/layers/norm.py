@@ -1,4 +1,4 @@
-"""RMS norm, alone or together with the addition before it."""
+"""RMS norms: of hidden states, together with the addition before them; of query and key heads."""
 
 import torch
 from torch import Tensor, nn
@@ -23,3 +23,27 @@ class RMSNorm(Layer):
         if residual is None:
             return reference.rms_norm(x, self.weight, self.eps), x
         return reference.add_rms_norm(x, residual, self.weight, self.eps)
+
+
+class QKNormRope(Layer):
+    """Norm of every query and key head, then rotary embedding; queries leave it scaled for attention."""
+
+    def __init__(self, heads: int, kv_heads: int, head_dim: int, eps: float) -> None:
+        super().__init__()
+        self.q = nn.Parameter(torch.empty(head_dim), requires_grad=False)
+        self.k = nn.Parameter(torch.empty(head_dim), requires_grad=False)
+        self.counts = (heads, kv_heads)
+        self.eps = eps
+        self.weight = torch.empty(0)
+
+    def parts(self) -> Parts:
+        return {"q_norm.weight": self.q.data, "k_norm.weight": self.k.data}
+
+    def prepare(self) -> None:
+        heads, kv_heads = self.counts
+        q = self.q.float() * len(self.q) ** -0.5
+        self.weight = torch.cat((q.expand(heads, -1), self.k.float().expand(kv_heads, -1)))
+
+    def forward(self, qkv: Tensor, rotary: Tensor) -> None:
+        """Changes the query and key heads of `qkv` [rows, heads + 2 · kv_heads, head_dim] in place."""
+        reference.qk_norm_rope(qkv, self.weight, self.eps, rotary)

@@ -9,7 +9,7 @@ from gpu_worker.attention import Context
 from gpu_worker.fields import Fields
 from gpu_worker.layers.embedding import Embedding
 from gpu_worker.layers.linear import Head, Linear
-from gpu_worker.layers.norm import RMSNorm
+from gpu_worker.layers.norm import QKNormRope, RMSNorm
 from gpu_worker.models.interface import Model
 
 
@@ -65,21 +65,18 @@ class Qwen3Attention(nn.Module):
 
     def __init__(self, c: Qwen3Config) -> None:
         super().__init__()
-        self.sizes = [c.heads, c.kv_heads, c.kv_heads]
-        self.head_dim = c.head_dim
+        self.heads, self.head_dim = c.heads, c.head_dim
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
         self.qkv_proj = Linear(c.hidden, {"q_proj": q, "k_proj": kv, "v_proj": kv}, c.attention_bias)
+        self.qk_norm = QKNormRope(c.heads, c.kv_heads, c.head_dim, c.norm_eps)
         self.o_proj = Linear(q, {"o_proj": c.hidden}, c.attention_bias)
-        self.q_norm = RMSNorm(c.head_dim, c.norm_eps)
-        self.k_norm = RMSNorm(c.head_dim, c.norm_eps)
 
     def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
-        q, k, v = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim)).split(self.sizes, dim=1)
-        q = reference.qk_norm_rope(q, self.q_norm.weight, self.q_norm.eps, context.rotary)
-        k = reference.qk_norm_rope(k, self.k_norm.weight, self.k_norm.eps, context.rotary)
+        qkv = self.qkv_proj(x).view(len(x), -1, self.head_dim)
+        self.qk_norm(qkv, context.rotary)
         cache = context.cache[layer]
-        context.attention.write(k, v, cache, context.work)
-        out: Tensor = self.o_proj(context.attention.attend(q, cache, context.work))
+        context.attention.write(qkv[:, self.heads :], cache, context.work)
+        out: Tensor = self.o_proj(context.attention.attend(qkv[:, : self.heads], cache, context.work))
         return out
 
 

@@ -5,7 +5,7 @@ So they avoid operations whose vector and scalar parts round differently on CPU 
 multiply-add) and sums over a whole tensor; exp, log, sqrt and sums over the innermost dimension are safe.
 """
 
-from baton_kernels.reference.attention import CHUNK, NULL_SCORE, attend, fold
+from baton_kernels.reference.attention import CHUNK, Partial, attend, fold
 from baton_kernels.reference.layers import (
     add_rms_norm,
     qk_norm_rope,
@@ -19,7 +19,7 @@ from baton_kernels.reference.step import end_reasons, state_hash
 
 __all__ = [
     "CHUNK",
-    "NULL_SCORE",
+    "Partial",
     "SamplingRows",
     "add_rms_norm",
     "attend",

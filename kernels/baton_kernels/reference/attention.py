@@ -9,35 +9,29 @@ import torch
 from torch import Tensor
 
 CHUNK = 128
-NULL_SCORE = -1e30  # maximum of a chunk of which a row sees nothing: finite, so that differences are numbers
+_NOTHING = -1e30  # maximum of a row that sees nothing of a chunk: finite, so that differences are numbers
+
+Partial = tuple[Tensor, Tensor, Tensor]
 
 
-def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def attend(queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None) -> Partial:
     """One chunk for every tile: (weighted values, sum of weights, maximum), not yet normalised.
 
-    queries: [tiles, kv_heads, m, head_dim], scaled; keys, values: [tiles, kv_heads, c, head_dim], all values
+    queries: [tiles · kv_heads, m, head_dim], scaled; keys, values: [tiles · kv_heads, c, head_dim], all values
     finite; hidden: bool [tiles, 1, m, c], true where a row may not look, None for nowhere. Returns
-    [tiles, kv_heads, m, head_dim], [tiles, kv_heads, m, 1] twice.
+    [tiles · kv_heads, m, head_dim], [tiles · kv_heads, m, 1] twice.
     """
-    tiles, heads, m, _ = queries.shape
-    scores = torch.bmm(queries.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
+    scores = torch.bmm(queries, keys.transpose(1, 2))
     if hidden is not None:
-        scores.view(tiles, heads, m, -1).masked_fill_(hidden, -torch.inf)
-    maximum = scores.amax(-1, keepdim=True).clamp_min_(NULL_SCORE)
+        scores.view(len(hidden), -1, *hidden.shape[2:]).masked_fill_(hidden, -torch.inf)
+    maximum = scores.amax(-1, keepdim=True).clamp_min_(_NOTHING)
     weights = scores.sub_(maximum).exp_()
-    total = weights.sum(-1, keepdim=True)
-    out = torch.bmm(weights, values.flatten(0, 1))
-    return (
-        out.unflatten(0, (tiles, heads)),
-        total.unflatten(0, (tiles, heads)),
-        maximum.unflatten(0, (tiles, heads)),
-    )
+    return torch.bmm(weights, values), weights.sum(-1, keepdim=True), maximum
 
 
-def fold(out: Tensor, total: Tensor, maximum: Tensor, chunk: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Takes the next chunk, as `attend` returned it, into the running three, in place."""
+def fold(running: Partial, chunk: Partial) -> None:
+    """Takes the next chunk, as `attend` returned it, into the running three, in place; consumes the chunk."""
+    out, total, maximum = running
     chunk_out, chunk_total, chunk_maximum = chunk
     highest = torch.maximum(maximum, chunk_maximum)
     keep = maximum.sub_(highest).exp_()

@@ -5,10 +5,10 @@ from torch import Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) · weight over the last dimension, in float32; the result has the dtype of `x`."""
+    """x / rms(x) · weight over the last dimension, in float32; the result has the dtype of `weight`."""
     wide = x.float()
-    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * (wide * scale).to(x.dtype)
+    scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return (wide * scale).to(weight.dtype).mul_(weight)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -18,31 +18,39 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 def rotary_table(positions: int, head_dim: int, theta: float) -> Tensor:
-    """float32 [positions, 2, head_dim]: cosines and sines (Su et al. 2021, halves rotated, not pairs)."""
+    """float32 [positions, 2, head_dim]: cosines; sines, those of the lower half negated.
+
+    So that the rotation of x is x · cosines + (x with its halves exchanged) · sines (Su et al. 2021).
+    """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
     angles = torch.outer(torch.arange(positions, dtype=torch.float32), 1.0 / theta**exponents)
-    angles = torch.cat((angles, angles), dim=-1)
-    return torch.stack((angles.cos(), angles.sin()), dim=1)
+    cosines, sines = angles.cos(), angles.sin()
+    return torch.stack((torch.cat((cosines, cosines), -1), torch.cat((-sines, sines), -1)), dim=1)
 
 
-def qk_norm_rope(x: Tensor, weight: Tensor, eps: float, rotary: Tensor) -> Tensor:
-    """Norm per head, then rotation. x: [rows, heads, head_dim]; rotary: [rows, 2, head_dim]."""
-    x = rms_norm(x, weight, eps)
-    cosines, sines = rotary[:, :1], rotary[:, 1:]
-    low, high = x.chunk(2, dim=-1)
-    rotated = torch.cat((-high, low), dim=-1)
-    return (x * cosines + rotated * sines).to(x.dtype)
+def qk_norm_rope(qkv: Tensor, weight: Tensor, eps: float, rotary: Tensor) -> None:
+    """Norm per head and rotation of the first len(weight) heads of `qkv`, in place; the others are values.
 
-
-def write_kv(x: Tensor, cache: Tensor, blocks: Tensor, offsets: Tensor) -> None:
-    """Puts keys or values of the first len(blocks) rows of `x` where they belong; later rows are padding.
-
-    x: [rows, kv_heads, head_dim]; cache: [blocks, kv_heads, block_size, head_dim].
+    qkv: [rows, heads, head_dim]; weight: float32 [heads normed, head_dim]; rotary: [rows, 2, head_dim].
     """
-    cache[blocks, :, offsets] = x[: len(blocks)]
+    x = qkv[:, : len(weight)]
+    normed = rms_norm(x, weight, eps)
+    exchanged = normed.roll(normed.shape[-1] // 2, -1)
+    x.copy_(normed.mul_(rotary[:, :1]).add_(exchanged.mul_(rotary[:, 1:])))
+
+
+def write_kv(kv: Tensor, cache: Tensor, places: Tensor) -> None:
+    """Puts keys and values of the first rows of `kv` where they belong; later rows are padding.
+
+    kv: [rows, 2 · kv_heads, head_dim], keys first; cache: [blocks, 2, kv_heads, block_size, head_dim];
+    places: int64 [rows without padding · 2 · kv_heads], where in the cache, flattened to vectors.
+    """
+    size = kv.shape[-1]
+    rows = len(places) // kv.shape[1]
+    cache.view(-1, size).index_copy_(0, places, kv[:rows].reshape(-1, size))
 
 
 def silu_mul(x: Tensor) -> Tensor:
     """silu(gate) · up for [rows, 2·n] → [rows, n]. torch's own has bits that depend on the place."""
     gate, up = x.chunk(2, dim=-1)
-    return gate / (1.0 + torch.exp(-gate.contiguous())) * up
+    return torch.div(gate, gate.neg().exp_().add_(1.0)).mul_(up)

@@ -34,19 +34,20 @@ class SamplingRows:
     def __getitem__(self, rows: Tensor) -> "SamplingRows":
         """The parameters of some of the rows."""
         columns = (self.seed, self.position, self.temperature, self.top_p, self.min_p, self.top_k)
-        return SamplingRows(*(column[rows] for column in columns))
+        return SamplingRows(*(column.index_select(0, rows) for column in columns))
 
 
-def sample(logits: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
+def sample(logits: Tensor, rows: SamplingRows | None) -> tuple[Tensor, Tensor]:
     """(token ids int64 [n], has the row a finite maximum bool [n]) for float32 logits [n, vocabulary].
 
-    Tokens that may not be sampled have the logit -inf. A row without a finite maximum gets some id.
+    Tokens that may not be sampled have the logit -inf. A row without a finite maximum gets some id. No
+    `rows`: all are greedy, the first of the largest logits wins. `logits` is consumed.
     """
     maximum = logits.amax(-1, keepdim=True)
     finite = maximum.squeeze(-1).isfinite()
     tokens = logits.argmax(-1)
-    random = ((rows.temperature > 0) & finite).nonzero().squeeze(-1)
-    if len(random):
+    if rows is not None:
+        random = ((rows.temperature > 0) & finite).nonzero().squeeze(-1)
         tokens[random] = _sample_random(logits[random], maximum[random], rows[random])
     return tokens, finite
 
