@@ -135,6 +135,9 @@ class Scheduler:
         """Gives slot and blocks back; the sequence waits in front of the queue to be recomputed."""
         self._rewind(sequence)
         self._disown(sequence)
+        # It may get this very slot again before the release is confirmed; its old admission must not be taken
+        # for the new one then.
+        self.slots.sequence[sequence.slot] = None
         self._vacate(sequence)
         sequence.status = Status.WAITING
         sequence.preemptions += 1
