@@ -14,7 +14,6 @@ from baton_wire.frontend import Service, Step, Submit, Verdict, Withdraw
 from baton_wire.hello import FrontendHello
 from baton_wire.link import Dialer
 from scheduler_svc.core.engine import Hop
-from scheduler_svc.core.mailbox import HANDLE_BITS
 
 RETRIED = (Verdict.NO_WORKER, Verdict.QUEUE_FULL)
 
@@ -38,6 +37,14 @@ class Client:
         self.on_end()
 
 
+@dataclass(slots=True)
+class Withdrawal:
+    """Its number among the payloads sent, and from which payload of the core on nothing may concern it."""
+
+    sequence: int
+    silent_from: int | None = None
+
+
 class Frontend:
     """One life of a front-end process."""
 
@@ -49,7 +56,7 @@ class Frontend:
         self.connection = Connection(world, Hop.FRONTEND, peer, self.arrive)
         self.dialer = Dialer(FrontendHello(self.name).encode(), lambda: world.random.getrandbits(64) | 1)
         self.streams: dict[int, Client] = {}  # by handle: open
-        self.withdrawn: dict[int, int | None] = {}  # by handle: payloads sent when the core had seen it
+        self.withdrawn: dict[int, Withdrawal] = {}  # by handle
         self.waiting: list[Client] = []
         self._next_handle = 1
         self._delivered = 0  # payloads of this session
@@ -59,6 +66,9 @@ class Frontend:
 
     def submit(self, client: Client) -> None:
         """Takes a client's request, now or as soon as there is a session with a ready group."""
+        if not self.alive:
+            self._retry(client)
+            return
         self.waiting.append(client)
         self._drain()
 
@@ -88,13 +98,12 @@ class Frontend:
 
     def observe(self, core: Core) -> None:
         """After a turn of the core: which withdrawals has it seen? From then on it must be silent on them."""
-        number = core.engine._numbers.get(self.connection.peer)
         link = core.engine.frontends.link(self.connection.peer)
-        if number is None or link is None or self.dialer.link is None or link.epoch != self.dialer.link.epoch:
+        if link is None or self.dialer.link is None or link.epoch != self.dialer.link.epoch:
             return
-        for handle, since in self.withdrawn.items():
-            if since is None and number << HANDLE_BITS | handle not in core.engine._requests:
-                self.withdrawn[handle] = link._next - 1
+        for withdrawal in self.withdrawn.values():
+            if withdrawal.silent_from is None and link._expected > withdrawal.sequence:
+                withdrawal.silent_from = link._next
 
     # ---- down -------------------------------------------------------------------------------------------
 
@@ -119,10 +128,8 @@ class Frontend:
         client = self.streams.get(handle)
         if client is None:
             assert handle in self.withdrawn, f"{self.name}: news for handle {handle}, which is over"
-            since = self.withdrawn[handle]
-            assert since is None or self._delivered <= since, (
-                f"{self.name}: news for handle {handle}, withdrawn"
-            )
+            silent_from = self.withdrawn[handle].silent_from
+            assert silent_from is None or self._delivered < silent_from, f"news for withdrawn handle {handle}"
         return client
 
     def _token(self, handle: int, client: Client, token: int) -> None:
@@ -187,8 +194,9 @@ class Frontend:
     def _cancel(self, handle: int, client: Client) -> None:
         self.world.say(self.name, f"withdraws request {client.number}, {handle}")
         del self.streams[handle]
-        self.withdrawn[handle] = None
         self._send(self.dialer.send(Withdraw(handle).encode()))
+        assert self.dialer.link is not None
+        self.withdrawn[handle] = Withdrawal(self.dialer.link._next - 1)
         client.end("cancelled")
 
     def _lose_session(self) -> None:
