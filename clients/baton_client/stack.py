@@ -22,6 +22,7 @@ from typing import Self
 
 from baton_client.client import Client
 from baton_client.errors import BatonError, UnavailableError
+from baton_client.part import Part
 from baton_client.results import HealthStatus
 
 DEMO_MODEL_NAME = "baton-demo"  # the folder it lies in is called "model"
@@ -29,7 +30,6 @@ DEMO_MODEL_NAME = "baton-demo"  # the folder it lies in is called "model"
 _TETHER = Path(__file__).with_name("tether.py")
 _LISTENING = re.compile(r"^baton: listening on (\S+)", re.MULTILINE)
 _POLL_S = 0.05
-_TAIL_LINES = 12
 _MAX_RUN_DIR_CHARS = 80  # a socket's path ends at 107 bytes, its name included
 
 # The kernel's tie of a child to its parent is to the parent's *thread* that started it: one that lives to the
@@ -67,15 +67,6 @@ class StackOptions:
     verbose: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One child process and where its output goes (None: to the terminal)."""
-
-    name: str
-    process: "subprocess.Popen[bytes]"
-    log: Path | None
-
-
 class Stack:
     """A running stack. `address` is where it serves; leaving its `with` stops it.
 
@@ -86,7 +77,7 @@ class Stack:
         self._options = options
         self._private = options.run_dir is None
         self.run_dir = options.run_dir or _private_run_dir()
-        self._parts: list[_Part] = []
+        self._parts: list[Part] = []
         self.address = ""
 
     @classmethod
@@ -113,24 +104,24 @@ class Stack:
         for part in self._parts:
             code = part.process.poll()
             if code is not None:
-                raise StackError(_obituary(part, code), exit_code=code if 0 < code < 126 else 70)
+                raise StackError(part.obituary(code), exit_code=code if 0 < code < 126 else 70)
 
     def stop(self, *, drain: bool = True) -> None:
         """Stop everything: the scheduler first, whose running streams finish if `drain`, then the workers."""
         patience_s = self._options.drain_s if drain else 5.0
         for part in self._parts:
             if part.name == "scheduler" or not drain:
-                _signal(part, signal.SIGTERM)
+                part.signal(signal.SIGTERM)
         try:
             for part in self._parts[:1]:
-                _wait(part, patience_s)
+                part.wait(patience_s)
             for part in self._parts[1:]:
-                _signal(part, signal.SIGTERM)
+                part.signal(signal.SIGTERM)
             for part in self._parts[1:]:
-                _wait(part, 5.0)
+                part.wait(5.0)
         finally:  # a second Ctrl-C ends the waiting, not the stopping
             for part in self._parts:
-                _signal(part, signal.SIGKILL)
+                part.signal(signal.SIGKILL)
                 part.process.wait()
             self._parts.clear()
             if self._private:
@@ -184,7 +175,7 @@ class Stack:
                 env={**os.environ, **self._options.environment},
                 start_new_session=True,
             )
-            self._parts.append(_Part(name, start.result(), log))
+            self._parts.append(Part(name, start.result(), log))
 
     def _pause(self, deadline: float, problem: str, should_stop: Callable[[], bool]) -> None:
         """Sleep a moment. Raises StackError if a part has died or the deadline has passed."""
@@ -192,8 +183,8 @@ class Stack:
         if should_stop():
             raise StackError("stopped while starting", exit_code=130)
         if time.monotonic() > deadline:
-            tails = "\n".join(filter(None, (_tail(part) for part in self._parts)))
-            raise StackError(f"{problem} after {self._options.ready_timeout_s:g} s\n{tails}".rstrip())
+            quotes = [line for part in self._parts for line in part.last_lines()]
+            raise StackError("\n".join([f"{problem} after {self._options.ready_timeout_s:g} s", *quotes]))
         time.sleep(_POLL_S)
 
 
@@ -225,26 +216,3 @@ def _ready_groups(client: Client) -> int:
         return client.model(timeout_s=2.0).ready_groups
     except UnavailableError:
         return 0
-
-
-def _signal(part: _Part, number: signal.Signals) -> None:
-    if part.process.poll() is None:
-        part.process.send_signal(number)
-
-
-def _wait(part: _Part, timeout_s: float) -> None:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        part.process.wait(timeout_s)
-
-
-def _obituary(part: _Part, code: int) -> str:
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-    return f"the {part.name} {how}\n{_tail(part)}".rstrip()
-
-
-def _tail(part: _Part) -> str:
-    """Return the last lines of a part's log, indented."""
-    if part.log is None:
-        return ""
-    lines = part.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
-    return "\n".join(f"  {part.name}: {line}" for line in lines if line.strip())

@@ -6,7 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -70,16 +72,23 @@ def test_a_missing_model_is_one_message(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.fixture
+def short_folder():
+    """A folder whose path leaves room for sockets."""
+    with tempfile.TemporaryDirectory(prefix="b-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_nothing_behind(sign, tmp_path):
-    environment = {**os.environ, **THREADS, "TMPDIR": str(tmp_path)}
+def test_a_signal_leaves_nothing_behind(sign, short_folder):
+    environment = {**os.environ, **THREADS, "TMPDIR": str(short_folder)}
     with subprocess.Popen(
         COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=ROOT
     ) as process:
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("baton-*/worker-0.log")) and time.monotonic() < deadline:
+        while not list(short_folder.glob("baton-*/worker-0.log")) and time.monotonic() < deadline:
             time.sleep(0.02)
-        (run_dir,) = tmp_path.glob("baton-*")
+        (run_dir,) = short_folder.glob("baton-*")
         process.send_signal(sign)
         assert process.wait(30) in (130, 143)
         assert process.stderr is not None

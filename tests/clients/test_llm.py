@@ -176,7 +176,7 @@ def test_the_stack_ends_with_its_process(sign):
         if sign is not None:
             os.kill(process.pid, sign)
         process.wait(60)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while processes_with(run_dir) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert processes_with(run_dir) == []

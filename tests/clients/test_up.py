@@ -55,8 +55,8 @@ def up(run_dir, *arguments):
 
 
 def gone(run_dir):
-    """Whether every process of the stack in `run_dir` ends within a few seconds."""
-    deadline = time.monotonic() + 10
+    """Whether every process of the stack in `run_dir` ends within half a minute."""
+    deadline = time.monotonic() + 30
     while processes_with(str(run_dir)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return not processes_with(str(run_dir))
