@@ -100,10 +100,10 @@ class Stack:
         def idle() -> bool:
             state = self.state()
             groups = state["groups"].values()
-            left = sum(g["referenced"] + g["running"] + g["waiting"] for g in groups)
-            return left + state["requests"] + state["lobby"] == 0
+            left: int = sum(g["referenced"] + g["running"] + g["waiting"] for g in groups)
+            return not (left or state["requests"] or state["lobby"])
 
-        wait_until(idle, timeout_s, why=f"an idle core; it has {self.state()}")
+        wait_until(idle, timeout_s, why="an idle core")
 
     def stop(self) -> None:
         """Ends everything by process id, the scheduler first."""
