@@ -221,7 +221,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, default=MODEL_DIR, help="directory to write (default: demo/model)")
     add("--corpus", type=Path, default=CORPUS_PATH, help="questions and answers (default: corpus.md)")
-    add("--epochs", type=int, default=120, help="times each question is asked (default: %(default)s)")
+    add("--epochs", type=int, default=150, help="times each question is asked (default: %(default)s)")
     add("--batch", type=int, default=12, help="conversations per update (default: %(default)s)")
     add("--lr", type=float, default=3e-3, help="highest learning rate (default: %(default)s)")
     add("--weight-decay", type=float, default=0.01, help="of matrices (default: %(default)s)")
