@@ -78,8 +78,10 @@ def _decoding(plan: Plan, slots: SlotTable) -> Numbers:
     moves = slots.mode.numpy()[:bound] == Mode.AUTO
     moves[plan.held[plan.held < bound]] = True
     moves &= slots.occupancy.numpy()[:bound] == Occupancy.DECODE
-    found = moves.nonzero()[0]
-    return found[np.argsort(-slots.length.numpy()[found], kind="stable")]
+    found: Numbers = moves.nonzero()[0]
+    if len(found) > 1:
+        found = found[np.argsort(-slots.length.numpy()[found], kind="stable")]
+    return found
 
 
 def _padded(rows: int, multiple: int) -> int:

@@ -13,16 +13,18 @@ from baton_wire.columns import TOKEN
 from baton_wire.hello import WorkerHello
 from baton_wire.plan import ADMISSION, APPEND, CHUNK, Plan
 from gpu_worker import loader, models
-from gpu_worker.attention import AttentionShape, choose
+from gpu_worker.attention import Attention, AttentionShape, choose
 from gpu_worker.config import WorkerConfig
 from gpu_worker.errors import ConfigError
-from gpu_worker.exactness import MULTIPLES, row_multiple
+from gpu_worker.exactness import row_multiple
 from gpu_worker.fields import Fields
 from gpu_worker.limits import Limits, cache_blocks
 from gpu_worker.models import Model, ModelConfig
 from gpu_worker.runner import Runner
 
 log = logging.getLogger(__name__)
+
+_FALLBACK_MULTIPLE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def make_runner(config: WorkerConfig, loaded: Loaded) -> Runner:
     shape = AttentionShape(c.heads, c.kv_heads, c.head_dim, config.block_size)
     device = torch.device(config.device)
     attention = choose(config.attention_backend, config.device)(shape, loaded.dtype, device)
-    limits = _limits(config, loaded, shape)
+    limits = _limits(config, loaded, attention)
     rotary = reference.rotary_table(limits.max_model_len, c.head_dim, c.rope_theta)
     cache = attention.cache(c.layers, limits.num_blocks)
     runner = Runner(model, attention, cache, rotary, limits)
@@ -83,26 +85,24 @@ def hello(config: WorkerConfig, loaded: Loaded, limits: Limits, fingerprint: str
     )
 
 
-def _limits(config: WorkerConfig, loaded: Loaded, shape: AttentionShape) -> Limits:
+def _limits(config: WorkerConfig, loaded: Loaded, attention: Attention) -> Limits:
     c = loaded.config
     length = config.max_model_len or c.max_positions
     if length > c.max_positions:
         raise ConfigError(f"--max-model-len {length}: the model was made for {c.max_positions}")
-    bytes_per_block = 2 * c.layers * c.kv_heads * c.head_dim * shape.block_size * loaded.dtype.itemsize
-    useful = config.max_num_seqs * -(-length // shape.block_size)
+    bytes_per_block = 2 * c.layers * c.kv_heads * c.head_dim * config.block_size * loaded.dtype.itemsize
+    useful = config.max_num_seqs * -(-length // config.block_size)
     multiple = row_multiple(loaded.model, config.max_num_batched_tokens, config.max_num_seqs)
-    if multiple is None:
-        log.warning(
-            "results depend on the batch: no row multiple of %s gives matrix products here the same bits",
-            MULTIPLES,
-        )
+    for what, exact in (("linear layers", multiple is not None), ("attention", attention.is_exact())):
+        if not exact:
+            log.warning("tokens may depend on the batch: %s round by the number of rows here", what)
     return Limits(
         max_slots=config.max_num_seqs,
         max_tokens_per_step=config.max_num_batched_tokens,
         max_model_len=length,
-        block_size=shape.block_size,
+        block_size=config.block_size,
         num_blocks=cache_blocks(config.num_kvcache_blocks, bytes_per_block, useful),
-        row_multiple=multiple or MULTIPLES[0],
+        row_multiple=multiple or _FALLBACK_MULTIPLE,
     )
 
 

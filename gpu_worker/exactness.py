@@ -5,42 +5,56 @@ fact of this machine, its library and its thread count, so it is measured with t
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gpu_worker.layers.linear import Head, Linear
+from gpu_worker.layers.parts import Layer, walk
 
-MULTIPLES = (8, 16, 32, 64)
-_ROWS = (1, 2, 3, 4, 5, 7, 8, 13, 16, 32)  # times the multiple
+MULTIPLES = (4, 8, 16, 32, 64)
+_FEW = 16  # numbers of rows tried one by one, in multiples; then these:
+_MANY = (19, 25, 32, 50, 64, 128)
+_MOST_ROWS = 512  # what larger numbers would show is not worth the time to start
 
 
 @torch.inference_mode()
-def row_multiple(model: nn.Module, max_rows: int, max_samples: int) -> int | None:
-    """The least of MULTIPLES for which the layers are exact, None where there is none.
+def row_multiple(model: Layer, max_rows: int, max_samples: int) -> int | None:
+    """The least of MULTIPLES for which the model's linear layers are exact, None where there is none.
 
     `max_rows`, `max_samples`: rows that a step can have before, and in, the head.
     """
-    layers = {
-        (layer.shape, layer.bias is None): layer for layer in model.modules() if isinstance(layer, Linear)
-    }
-    for multiple in MULTIPLES:
-        if all(_exact(layer, multiple, _limit(layer, max_rows, max_samples)) for layer in layers.values()):
-            return multiple
-    return None
+    layers = {(x.shape, x.bias is None): x for _, x in walk(model) if isinstance(x, Linear)}
+    limits = [(x, max_samples if isinstance(x, Head) else max_rows) for x in layers.values()]
+    return next((m for m in MULTIPLES if all(_is_exact(x, m, limit) for x, limit in limits)), None)
 
 
-def _limit(layer: Linear, max_rows: int, max_samples: int) -> int:
-    return max_samples if isinstance(layer, Head) else max_rows
+@torch.inference_mode()
+def batched_is_exact(heads: int, head_dim: int, chunk: int, multiple: int) -> bool:
+    """Whether attention's batched products are exact, whatever the number of tiles and their height.
+
+    `heads`: products of one tile; `chunk`: keys of one; `multiple`: of rows.
+    """
+    random = torch.Generator().manual_seed(1)
+    for inner, outer in ((head_dim, chunk), (chunk, head_dim)):
+        a = torch.randn(6 * heads, 8 * multiple, inner, generator=random)
+        b = torch.randn(6 * heads, outer, inner, generator=random).transpose(1, 2)
+        few = torch.bmm(a[:1, :multiple], b[:1])
+        for rows in range(multiple, a.shape[1] + 1, multiple):
+            for batch in {1, heads, 3 * heads, 6 * heads}:
+                if not torch.equal(torch.bmm(a[:batch, :rows].contiguous(), b[:batch])[:1, :multiple], few):
+                    return False
+    return True
 
 
-def _exact(layer: Linear, multiple: int, limit: int) -> bool:
+def _is_exact(layer: Linear, multiple: int, limit: int) -> bool:
     """Whether rows keep their bits in all tried batches up to `limit`, at the front and at the back."""
     random = torch.Generator().manual_seed(1)
-    sizes = [n * multiple for n in _ROWS if n == 1 or n * multiple <= max(limit, multiple)]
+    most = max(multiple, min(limit, _MOST_ROWS))
+    sizes = [n * multiple for n in (*range(1, _FEW + 1), *_MANY) if n * multiple <= most]
     x = torch.randn(sizes[-1], layer.shape[1], generator=random).to(layer.dtype)
     few: Tensor = layer(x[:multiple])
     for size in sizes[1:]:
-        many = layer(x[:size])
-        moved = layer(x[:size].roll(size - multiple, dims=0))
-        if not torch.equal(many[:multiple], few) or not torch.equal(moved[size - multiple :], few):
+        front = layer(x[:size])[:multiple]
+        back = layer(x[:size].roll(size - multiple, dims=0))[size - multiple :]
+        if not torch.equal(front, few) or not torch.equal(back, few):
             return False
     return True

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from gpu_worker.errors import CheckpointError
 from gpu_worker.fields import read_object
-from gpu_worker.layers.parts import Layer, parts_of
+from gpu_worker.layers.parts import Layer, parts_of, walk
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def locate(model: str) -> Path:
         ) from error
 
 
-def load(model: nn.Module, folder: Path) -> None:
+def load(model: Layer, folder: Path) -> None:
     """Fills the model's parameters and brings its layers into their final layout.
 
     Raises `CheckpointError` for tensors that are missing, left over, of another shape or of a dtype that is
@@ -66,9 +66,8 @@ def load(model: nn.Module, folder: Path) -> None:
                     if name in wanted:
                         _copy(path, name, file, wanted[name])
                         progress.update()
-        for layer in model.modules():
-            if isinstance(layer, Layer):
-                layer.prepare()
+        for _, layer in walk(model):
+            layer.prepare()
 
 
 def _files(folder: Path) -> dict[Path, list[str]]:
@@ -106,7 +105,7 @@ def _open(path: Path) -> AbstractContextManager[Any]:
         raise CheckpointError(f"{path}: damaged or not a safetensors file: {error}") from error
 
 
-def _account(folder: Path, wanted: dict[str, Tensor], found: set[str], model: nn.Module) -> None:
+def _account(folder: Path, wanted: dict[str, Tensor], found: set[str], model: Layer) -> None:
     """Refuses missing and left-over tensors by name."""
     missing = wanted.keys() - found
     if missing:

@@ -80,8 +80,7 @@ class Runner:
             work=self.attention.plan(step.batch, self.slots.block_table),
             rotary=self.rotary.index_select(0, step.positions),
         )
-        hidden: Tensor = self.model(step.tokens, context)
-        return hidden
+        return self.model(step.tokens, context)
 
     def _sample(self, plan: Plan, step: Step, hidden: Tensor) -> tuple[Column, Column]:
         """(tokens, why each ends or 0) of the slots that sample; the slot table has taken them in."""
@@ -98,8 +97,7 @@ class Runner:
         rows = len(step.slots)
         if step.samples is not None:
             hidden = hidden.index_select(0, step.samples)
-        logits: Tensor = self.model.logits(hidden)
-        return logits[:rows]
+        return self.model.logits(hidden)[:rows]
 
     def _mask(self, plan: Plan, slots: Numbers, logits: Tensor) -> None:
         """Forbids stop ids below a slot's min_length, and what the masks of held slots do not allow."""

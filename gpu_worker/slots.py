@@ -144,8 +144,8 @@ class SlotTable:
             column.index_select(0, slots) for column in (self.length, self.max_length, self.stop_ids)
         )
         reasons = reference.end_reasons(tokens, finite, length, max_length, stop_ids)
-        self.last_token[slots] = tokens
-        self.occupancy[slots] = torch.where(reasons == 0, Occupancy.DECODE, Occupancy.FREE)
+        self.last_token.index_copy_(0, slots, tokens)
+        self.occupancy.index_copy_(0, slots, (reasons == 0) * int(Occupancy.DECODE))
         return reasons
 
     def hash(self, row_bound: int) -> int:

@@ -52,6 +52,9 @@ class Attention(Protocol):
     def cache(self, layers: int, blocks: int) -> Tensor:
         """A cache [layers, …] of `blocks` blocks, and the null block, of zeros; its number is `blocks`."""
 
+    def is_exact(self) -> bool:
+        """Self-test: whether a row's bits are its own here, whatever else is in the step."""
+
     def clear(self, cache: Tensor, blocks: Tensor) -> None:
         """These blocks are about to be written anew; what they held must not be felt."""
 

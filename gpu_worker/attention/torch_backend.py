@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from baton_kernels import reference
 from gpu_worker.attention.interface import AttentionShape, Batch, Numbers
+from gpu_worker.exactness import batched_is_exact
 
 _TILE_PRODUCT_ROWS = 64  # rows · group of a tile of a prompt chunk
 _SPAN_BYTES = 8 << 20  # keys and values gathered at a time: they should still be in cache when used
@@ -31,7 +32,7 @@ class Span:
     places: (
         Tensor  # int64: of their keys, then of their values, in the cache, flattened to (block, k/v, head)
     )
-    hidden: Tensor | None  # bool [tiles, 1, m, chunk]
+    hidden: Tensor | None  # bool [tiles, 1, m or 1, chunk]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,10 @@ class TorchAttention:
         s = self.shape
         size = (layers, blocks + 1, 2, s.kv_heads, s.block_size, s.head_dim)
         return torch.zeros(size, dtype=self.dtype, device=self.device)
+
+    def is_exact(self) -> bool:
+        """See `Attention.is_exact`."""
+        return batched_is_exact(self.shape.kv_heads, self.shape.head_dim, self._chunk, _MULTIPLE)
 
     def clear(self, cache: Tensor, blocks: Tensor) -> None:
         """Zeros: a hidden value has weight 0, but 0 · NaN, from an owner whose numbers broke, is NaN."""
@@ -141,31 +146,32 @@ class TorchAttention:
         hidden = None
         if positions.min() < start + self._chunk - 1:
             keys = np.arange(start, start + self._chunk)
-            mask = np.repeat(keys > positions[:, :, None], self.shape.group, axis=1)
-            full = np.zeros(
-                (len(slots), 1, -(-mask.shape[1] // _MULTIPLE) * _MULTIPLE, self._chunk), np.bool_
-            )
-            full[:, 0, : mask.shape[1]] = mask
-            hidden = torch.from_numpy(full)
+            mask = keys > positions[:, :, None]
+            if positions.shape[1] > 1:
+                mask = np.repeat(mask, self.shape.group, axis=1)
+                mask = np.pad(mask, ((0, 0), (0, -mask.shape[1] % _MULTIPLE), (0, 0)))
+            hidden = torch.from_numpy(mask[:, None])
         return Span(level, part.start, part.stop, torch.from_numpy(places.reshape(-1)), hidden)
 
     def _attend_group(self, queries: Tensor, cache: Tensor, group: Group, out: Tensor) -> None:
         """Fills in the group's rows of `out` [rows, heads, head_dim]."""
         s, tiles, height = self.shape, group.tiles, group.height
-        q = queries[:tiles] if group.rows is None else queries.index_select(0, group.rows)
-        q = q.unflatten(1, (s.kv_heads, s.group))
-        if height > 1:
-            q = q.unflatten(0, (tiles, height)).transpose(1, 2).flatten(2, 3)
         m = height * s.group
-        q = pad(q, (0, 0, 0, -m % _MULTIPLE)).float().reshape(tiles * s.kv_heads, -1, s.head_dim)
-        total = self._attend_tiles(q, cache, group)
-        weighted, weight = (x.unflatten(0, (tiles, s.kv_heads))[:, :, :m] for x in total)
         if group.rows is None or group.kept is None:
-            torch.div(weighted, weight, out=out[:tiles].unflatten(1, (s.kv_heads, s.group)))
+            q = queries[:tiles].view(tiles, s.kv_heads, m, s.head_dim)
+        else:
+            q = queries.index_select(0, group.rows).view(tiles, height, s.kv_heads, s.group, s.head_dim)
+            q = q.transpose(1, 2).reshape(tiles, s.kv_heads, m, s.head_dim)
+        q = pad(q, (0, 0, 0, -m % _MULTIPLE)).float().reshape(tiles * s.kv_heads, -1, s.head_dim)
+        weighted, weight = self._attend_tiles(q, cache, group)
+        weighted = weighted.view(tiles, s.kv_heads, -1, s.head_dim)[:, :, :m]
+        weight = weight.view(tiles, s.kv_heads, -1, 1)[:, :, :m]
+        if group.rows is None or group.kept is None:
+            torch.div(weighted, weight, out=out[:tiles].view(tiles, s.kv_heads, m, s.head_dim))
             return
-        done = (weighted / weight).unflatten(2, (height, s.group)).transpose(1, 2)
+        done = (weighted / weight).view(tiles, s.kv_heads, height, s.group, s.head_dim).transpose(1, 2)
         done = done.reshape(tiles * height, s.heads, s.head_dim).to(out.dtype)
-        out.index_copy_(0, group.rows[group.kept], done.index_select(0, group.kept))
+        out.index_copy_(0, group.rows.index_select(0, group.kept), done.index_select(0, group.kept))
 
     def _attend_tiles(self, q: Tensor, cache: Tensor, group: Group) -> tuple[Tensor, Tensor]:
         """(weighted values, sum of weights) of all tiles. q: float32 [tiles · kv_heads, m, head_dim]."""

@@ -1,8 +1,7 @@
 """The token embedding."""
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import embedding
+from torch import Tensor
 
 from gpu_worker.layers.parts import Layer, Parts
 
@@ -11,11 +10,10 @@ class Embedding(Layer):
     """Rows of a table by token id."""
 
     def __init__(self, vocabulary: int, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocabulary, size), requires_grad=False)
+        self.weight = torch.empty(vocabulary, size)
 
     def parts(self) -> Parts:
-        return {"weight": self.weight.data}
+        return {"weight": self.weight}
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return embedding(tokens, self.weight)
+    def __call__(self, tokens: Tensor) -> Tensor:
+        return self.weight.index_select(0, tokens)

@@ -1,14 +1,17 @@
 """Linear layers, merged where projections share their input.
 
 On CPU large weights are kept in oneDNN's blocked layout: twice the speed of the plain one on AMD processors,
-half the cost of eight rows over one, and rows whose bits do not depend on the number of rows.
+and a few rows cost little more than one. Rows' bits do not depend on the number of rows beyond a multiple
+that `exactness` finds out.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 
 from gpu_worker.layers.parts import Layer, Parts
+
+_packed_linear = torch.ops.mkldnn._linear_pointwise.default
 
 _PACK_FROM = 40_000  # weights; below, the blocked layout saves less than its call costs
 
@@ -20,14 +23,12 @@ class Linear(Layer):
     """
 
     def __init__(self, inputs: int, projections: dict[str, int], bias: bool = False) -> None:
-        super().__init__()
         self.projections = projections
-        outputs = sum(projections.values())
-        self.weight = nn.Parameter(torch.empty(outputs, inputs), requires_grad=False)
-        self.bias = nn.Parameter(torch.empty(outputs), requires_grad=False) if bias else None
-        self._packed: Tensor | None = None
-        self.shape = (outputs, inputs)
+        self.shape = (sum(projections.values()), inputs)
+        self.weight = torch.empty(self.shape)
+        self.bias = torch.empty(self.shape[0]) if bias else None
         self.dtype = self.weight.dtype
+        self._packed: Tensor | None = None
 
     def parts(self) -> Parts:
         sizes, names = list(self.projections.values()), list(self.projections)
@@ -38,13 +39,13 @@ class Linear(Layer):
 
     def prepare(self) -> None:
         if self.weight.is_cpu and self.weight.numel() >= _PACK_FROM and torch.backends.mkldnn.is_available():
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.data, None)
-            self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
+            self.weight = self.weight.new_empty(0)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         if self._packed is None:
             return linear(x, self.weight, self.bias)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        product: Tensor = _packed_linear(x, self._packed, self.bias, "none", [], "")
         return product
 
 
@@ -52,10 +53,11 @@ class Head(Linear):
     """The projection on the vocabulary; `tied` to the embedding's weight, or with one of its own."""
 
     def __init__(self, inputs: int, vocabulary: int, tied: Tensor | None) -> None:
-        super().__init__(inputs, {"lm_head": vocabulary})
+        super().__init__(inputs, {"lm_head": 0 if tied is not None else vocabulary})
         self.tied = tied is not None
+        self.shape = (vocabulary, inputs)
         if tied is not None:
-            self.weight = nn.Parameter(tied.data, requires_grad=False)
+            self.weight = tied
 
     def parts(self) -> Parts:
         return {} if self.tied else super().parts()

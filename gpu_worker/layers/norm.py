@@ -1,7 +1,7 @@
 """RMS norms: of hidden states, together with the addition before them; of query and key heads."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from baton_kernels import reference
 from gpu_worker.layers.parts import Layer, Parts
@@ -11,14 +11,13 @@ class RMSNorm(Layer):
     """Root-mean-square norm with a learned scale."""
 
     def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
+        self.weight = torch.empty(size)
         self.eps = eps
 
     def parts(self) -> Parts:
-        return {"weight": self.weight.data}
+        return {"weight": self.weight}
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(norm of x + residual, x + residual); without a residual, x is the sum."""
         if residual is None:
             return reference.rms_norm(x, self.weight, self.eps), x
@@ -29,21 +28,20 @@ class QKNormRope(Layer):
     """Norm of every query and key head, then rotary embedding; queries leave it scaled for attention."""
 
     def __init__(self, heads: int, kv_heads: int, head_dim: int, eps: float) -> None:
-        super().__init__()
-        self.q = nn.Parameter(torch.empty(head_dim), requires_grad=False)
-        self.k = nn.Parameter(torch.empty(head_dim), requires_grad=False)
+        self.q = torch.empty(head_dim)
+        self.k = torch.empty(head_dim)
         self.counts = (heads, kv_heads)
         self.eps = eps
         self.weight = torch.empty(0)
 
     def parts(self) -> Parts:
-        return {"q_norm.weight": self.q.data, "k_norm.weight": self.k.data}
+        return {"q_norm.weight": self.q, "k_norm.weight": self.k}
 
     def prepare(self) -> None:
         heads, kv_heads = self.counts
         q = self.q.float() * len(self.q) ** -0.5
         self.weight = torch.cat((q.expand(heads, -1), self.k.float().expand(kv_heads, -1)))
 
-    def forward(self, qkv: Tensor, rotary: Tensor) -> None:
+    def __call__(self, qkv: Tensor, rotary: Tensor) -> None:
         """Changes the query and key heads of `qkv` [rows, heads + 2 · kv_heads, head_dim] in place."""
         reference.qk_norm_rope(qkv, self.weight, self.eps, rotary)

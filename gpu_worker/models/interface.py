@@ -2,9 +2,10 @@
 
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from gpu_worker.attention import Context
+from gpu_worker.layers.parts import Layer
 
 
 class ModelConfig(Protocol):
@@ -26,10 +27,10 @@ class ModelConfig(Protocol):
     def rope_theta(self) -> float: ...
 
 
-class Model(nn.Module):
+class Model(Layer):
     """A decoder: token ids to hidden states, hidden states to logits."""
 
-    def forward(self, tokens: Tensor, context: Context) -> Tensor:
+    def __call__(self, tokens: Tensor, context: Context) -> Tensor:
         """Hidden states [rows, hidden] for token ids int64 [rows]."""
         raise NotImplementedError
 

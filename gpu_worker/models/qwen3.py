@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from baton_kernels import reference
 from gpu_worker.attention import Context
@@ -10,6 +10,7 @@ from gpu_worker.fields import Fields
 from gpu_worker.layers.embedding import Embedding
 from gpu_worker.layers.linear import Head, Linear
 from gpu_worker.layers.norm import QKNormRope, RMSNorm
+from gpu_worker.layers.parts import Layer
 from gpu_worker.models.interface import Model
 
 
@@ -60,50 +61,45 @@ class Qwen3Config:
         )
 
 
-class Qwen3Attention(nn.Module):
+class Qwen3Attention(Layer):
     """Grouped-query attention with norms on queries and keys."""
 
     def __init__(self, c: Qwen3Config) -> None:
-        super().__init__()
         self.heads, self.head_dim = c.heads, c.head_dim
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
         self.qkv_proj = Linear(c.hidden, {"q_proj": q, "k_proj": kv, "v_proj": kv}, c.attention_bias)
         self.qk_norm = QKNormRope(c.heads, c.kv_heads, c.head_dim, c.norm_eps)
         self.o_proj = Linear(q, {"o_proj": c.hidden}, c.attention_bias)
 
-    def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
-        qkv = self.qkv_proj(x).view(len(x), -1, self.head_dim)
+    def __call__(self, x: Tensor, layer: int, context: Context) -> Tensor:
+        qkv = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim)
         self.qk_norm(qkv, context.rotary)
         cache = context.cache[layer]
         context.attention.write(qkv[:, self.heads :], cache, context.work)
-        out: Tensor = self.o_proj(context.attention.attend(qkv[:, : self.heads], cache, context.work))
-        return out
+        return self.o_proj(context.attention.attend(qkv[:, : self.heads], cache, context.work))
 
 
-class Qwen3MLP(nn.Module):
+class Qwen3MLP(Layer):
     """Gated feed-forward."""
 
     def __init__(self, c: Qwen3Config) -> None:
-        super().__init__()
         self.gate_up_proj = Linear(c.hidden, {"gate_proj": c.intermediate, "up_proj": c.intermediate})
         self.down_proj = Linear(c.intermediate, {"down_proj": c.hidden})
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(reference.silu_mul(self.gate_up_proj(x)))
-        return out
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down_proj(reference.silu_mul(self.gate_up_proj(x)))
 
 
-class Qwen3Layer(nn.Module):
+class Qwen3Layer(Layer):
     """Attention, then feed-forward, each after a norm and added to the residual."""
 
     def __init__(self, c: Qwen3Config) -> None:
-        super().__init__()
         self.input_layernorm = RMSNorm(c.hidden, c.norm_eps)
         self.self_attn = Qwen3Attention(c)
         self.post_attention_layernorm = RMSNorm(c.hidden, c.norm_eps)
         self.mlp = Qwen3MLP(c)
 
-    def forward(
+    def __call__(
         self, x: Tensor, residual: Tensor | None, layer: int, context: Context
     ) -> tuple[Tensor, Tensor]:
         x, residual = self.input_layernorm(x, residual)
@@ -112,17 +108,16 @@ class Qwen3Layer(nn.Module):
         return self.mlp(x), residual
 
 
-class Qwen3Decoder(nn.Module):
+class Qwen3Decoder(Layer):
     """Embedding, layers, last norm."""
 
     def __init__(self, c: Qwen3Config) -> None:
-        super().__init__()
         self.embed_tokens = Embedding(c.vocab_size, c.hidden)
-        self.layers = nn.ModuleList(Qwen3Layer(c) for _ in range(c.layers))
+        self.layers = [Qwen3Layer(c) for _ in range(c.layers)]
         self.norm = RMSNorm(c.hidden, c.norm_eps)
 
-    def forward(self, tokens: Tensor, context: Context) -> Tensor:
-        x: Tensor = self.embed_tokens(tokens)
+    def __call__(self, tokens: Tensor, context: Context) -> Tensor:
+        x = self.embed_tokens(tokens)
         residual: Tensor | None = None
         for i, layer in enumerate(self.layers):
             x, residual = layer(x, residual, i, context)
@@ -134,17 +129,14 @@ class Qwen3(Model):
     """The decoder and its head."""
 
     def __init__(self, config: Qwen3Config) -> None:
-        super().__init__()
         self.model = Qwen3Decoder(config)
         tied = self.model.embed_tokens.weight if config.tied else None
         self.lm_head = Head(config.hidden, config.vocab_size, tied)
 
-    def forward(self, tokens: Tensor, context: Context) -> Tensor:
+    def __call__(self, tokens: Tensor, context: Context) -> Tensor:
         """Hidden states [rows, hidden] for token ids int64 [rows]."""
-        hidden: Tensor = self.model(tokens, context)
-        return hidden
+        return self.model(tokens, context)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [rows, vocabulary]."""
-        logits: Tensor = self.lm_head(hidden)
-        return logits.float()
+        return self.lm_head(hidden).float()

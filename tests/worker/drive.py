@@ -1,4 +1,4 @@
-"""Drives a runner in this process: by hand-made plans, or by the production scheduler with results applied late."""
+"""Drives a runner in this process: by hand-made plans, or by the production scheduler, results late."""
 
 from collections import deque
 from collections.abc import Iterable

@@ -17,13 +17,13 @@ Partial = tuple[Tensor, Tensor, Tensor]
 def attend(queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None) -> Partial:
     """One chunk for every tile: (weighted values, sum of weights, maximum), not yet normalised.
 
-    queries: [tiles · kv_heads, m, head_dim], scaled; keys, values: [tiles · kv_heads, c, head_dim], all values
-    finite; hidden: bool [tiles, 1, m, c], true where a row may not look, None for nowhere. Returns
+    queries: [tiles · kv_heads, m, head_dim], scaled; keys, values: [tiles · kv_heads, c, head_dim], values
+    finite; hidden: bool [tiles, 1, m or 1, c], true where a row may not look, None for nowhere. Returns
     [tiles · kv_heads, m, head_dim], [tiles · kv_heads, m, 1] twice.
     """
     scores = torch.bmm(queries, keys.transpose(1, 2))
     if hidden is not None:
-        scores.view(len(hidden), -1, *hidden.shape[2:]).masked_fill_(hidden, -torch.inf)
+        scores.view(hidden.shape[0], -1, *scores.shape[1:]).masked_fill_(hidden, -torch.inf)
     maximum = scores.amax(-1, keepdim=True).clamp_min_(_NOTHING)
     weights = scores.sub_(maximum).exp_()
     return torch.bmm(weights, values), weights.sum(-1, keepdim=True), maximum

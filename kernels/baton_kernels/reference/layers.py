@@ -7,7 +7,7 @@ from torch import Tensor
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) · weight over the last dimension, in float32; the result has the dtype of `weight`."""
     wide = x.float()
-    scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    scale = wide.square().sum(-1, keepdim=True).div_(x.shape[-1]).add_(eps).rsqrt_()
     return (wide * scale).to(weight.dtype).mul_(weight)
 
 
@@ -33,7 +33,7 @@ def qk_norm_rope(qkv: Tensor, weight: Tensor, eps: float, rotary: Tensor) -> Non
 
     qkv: [rows, heads, head_dim]; weight: float32 [heads normed, head_dim]; rotary: [rows, 2, head_dim].
     """
-    x = qkv[:, : len(weight)]
+    x = qkv[:, : weight.shape[0]]
     normed = rms_norm(x, weight, eps)
     exchanged = normed.roll(normed.shape[-1] // 2, -1)
     x.copy_(normed.mul_(rotary[:, :1]).add_(exchanged.mul_(rotary[:, 1:])))
@@ -46,7 +46,7 @@ def write_kv(kv: Tensor, cache: Tensor, places: Tensor) -> None:
     places: int64 [rows without padding · 2 · kv_heads], where in the cache, flattened to vectors.
     """
     size = kv.shape[-1]
-    rows = len(places) // kv.shape[1]
+    rows = places.shape[0] // kv.shape[1]
     cache.view(-1, size).index_copy_(0, places, kv[:rows].reshape(-1, size))
 
 

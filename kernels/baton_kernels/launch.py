@@ -1,0 +1,54 @@
+"""What every launch asks first: is this the interpreter, and what machine is it?
+
+Knows nothing of any kernel.
+"""
+
+import os
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+
+# The interpreter computes bf16 operands of a product wrongly, so kernels widen them there; what only a GPU has
+# (dependent launch) is left out. A constexpr, for kernels read it as a global.
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+
+MIN_CAPABILITY = 80
+_INTERPRETER = (90, 4)  # compiled for nothing; a few programs keep tests quick
+
+
+@cache
+def _cuda(index: int) -> tuple[int, int]:
+    properties = torch.cuda.get_device_properties(index)
+    return properties.major * 10 + properties.minor, properties.multi_processor_count
+
+
+def machine(device: torch.device) -> tuple[int, int]:
+    """(compute capability · 10, multiprocessors). `ValueError` below MIN_CAPABILITY."""
+    if device.type != "cuda":
+        return _INTERPRETER
+    index = torch.cuda.current_device() if device.index is None else device.index
+    capability, processors = _cuda(index)
+    if capability < MIN_CAPABILITY:
+        raise ValueError(
+            f"compute capability {capability / 10} of {device}, at least {MIN_CAPABILITY / 10} is needed"
+        )
+    return capability, processors
+
+
+def dependent(pdl: bool, device: torch.device) -> bool:
+    """Whether a launch that asks for programmatic dependent launch gets it: from compute capability 9.0 on."""
+    return pdl and device.type == "cuda" and machine(device)[0] >= 90
+
+
+@triton.jit
+def wait_upstream(PDL: tl.constexpr):
+    """Lets the next kernel be launched, and waits until all that earlier ones wrote can be read.
+
+    Every kernel of a chain launched dependently calls this before it reads or writes what others touch:
+    then a kernel that is through has all its forerunners through as well.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
