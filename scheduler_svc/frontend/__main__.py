@@ -9,8 +9,7 @@ import os
 import signal
 import sys
 import time
-
-import uvloop
+from collections.abc import Callable
 
 from baton_wire.transport import EndpointError, ipc_endpoint
 from scheduler_svc import checkpoint, config, logs
@@ -57,6 +56,15 @@ async def serve(options: ServiceConfig) -> None:
     core.close()
 
 
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop, or None where there is none: it is for Linux only."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
 async def _until_told_to_stop() -> None:
     """Returns at SIGTERM, or when the parent is gone. A terminal's Ctrl-C is for the supervisor."""
     stop = asyncio.Event()
@@ -85,7 +93,8 @@ def main() -> int:
     options = config.parse(None, "scheduler_svc.frontend")
     logs.configure(options.log_level, "frontend")
     try:
-        uvloop.run(serve(options))
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(serve(options))
     except CheckpointError as error:
         logger.error("%s", error)
         return os.EX_NOINPUT

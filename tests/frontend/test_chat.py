@@ -79,17 +79,6 @@ def test_equal_to_transformers(tmp_path, tokenizer_made, template, where):
         assert ids == theirs.apply_chat_template(plain, add_generation_prompt=True, return_dict=False)
 
 
-@pytest.mark.parametrize("length", [10, 5_000])
-def test_long_text_has_the_same_ids(tmp_path, length):
-    """It takes another way, beside the event loop."""
-    transformers = pytest.importorskip("transformers")
-    path = write_checkpoint(tmp_path / "model")
-    text = "word né " * (length // 8)
-    codec = tokenizer.load(checkpoint.load(path))
-    ids = asyncio.run(codec.encode(text, add_special_tokens=True))
-    assert ids == transformers.AutoTokenizer.from_pretrained(path)(text)["input_ids"]
-
-
 def test_demo_model_equal_to_transformers(demo_model):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(demo_model)

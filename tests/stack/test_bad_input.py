@@ -1,6 +1,8 @@
 """Every kind of bad request: its status, the field it names, and a neighbour that goes on unharmed."""
 
+import collections
 import math
+import random
 
 import grpc
 import pytest
@@ -149,6 +151,59 @@ def test_malformed_bytes(channel, method, data):
     failure = failure_of(caught.value)
     assert (failure.code, failure.reason) == (INVALID, "MALFORMED_REQUEST")
     assert failure.message == f"the bytes sent are no baton.inference.v1.{method}Request"
+
+
+def mutated(choice, data):
+    """The bytes with a few of them changed, removed or doubled."""
+    data = bytearray(data)
+    for _ in range(choice.randint(1, 4)):
+        place = choice.randrange(len(data))
+        match choice.randrange(3):
+            case 0:
+                data[place] = choice.randrange(256)
+            case 1:
+                del data[place : place + choice.randint(1, 8)]
+            case _:
+                data[place:place] = data[place : place + choice.randint(1, 8)]
+        if not data:
+            return b""
+    return bytes(data)
+
+
+def test_500_mutants(stack, channel):
+    """Whatever arrives, the answer is a stream or says what is wrong with the request."""
+    choice = random.Random(3)
+    originals = [
+        request_with(
+            {"temperature": 0.5, "top_k": 5, "top_p": 0.5, "min_p": 0.1, "seed": 7},
+            {
+                "max_tokens": 9,
+                "min_tokens": 2,
+                "stop": ["ab", "cd"],
+                "stop_token_ids": [1, 2],
+                "ignore_eos": True,
+            },
+            **prompt,
+        ).SerializeToString()
+        for prompt in (
+            {"text": "hello"},
+            {"token_ids": ids(1, 200, 1000)},
+            {"chat": messages(("system", "short"), ("user", "hi"))},
+        )
+    ]
+    generate_raw = channel.unary_stream(f"/{SERVICE}/Generate")
+    calls = [generate_raw(mutated(choice, choice.choice(originals)), timeout=30.0) for _ in range(500)]
+    reasons: collections.Counter[str] = collections.Counter()
+    for call in calls:
+        try:
+            next(call)
+            reasons["answered"] += 1
+            call.cancel()
+        except grpc.RpcError as error:
+            failure = failure_of(error)
+            assert failure.code is INVALID, failure
+            reasons[failure.reason] += 1
+    assert set(reasons) - {"TOO_LONG"} == {"answered", "MALFORMED_REQUEST", "INVALID_FIELD"}
 
 
 def test_a_message_beyond_the_limit(channel):
