@@ -22,7 +22,7 @@ class ClaimedError(BatonError):
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A stack that takes requests: the process that owns it, and where it serves what."""
+    """A stack: the process that owns it, and where it serves what; `address` is "" until it does."""
 
     pid: int
     address: str
@@ -32,22 +32,23 @@ class Running:
 class Claim:
     """The right to run a stack in a run directory, held until `release` or the end of this process."""
 
-    def __init__(self, run_dir: Path) -> None:
-        """Take the claim. Raises ClaimedError, naming the holder, if there is one."""
+    def __init__(self, run_dir: Path, model: str) -> None:
+        """Take the claim for a stack that will serve `model`. Raises ClaimedError if another holds it."""
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = _try_lock(run_dir)
         if lock is None:
             holder = running(run_dir)
-            where = f" at {holder.address} (pid {holder.pid})" if holder else ", still starting,"
-            raise ClaimedError(f"a stack already runs{where} in {run_dir}: 'baton down' stops it")
+            where = f"at {holder.address}" if holder and holder.address else "and is still starting"
+            raise ClaimedError(f"a stack already runs {where} in {run_dir}: 'baton down' stops it")
         self._lock = lock
         self._note = run_dir / _NOTE
-        self._note.unlink(missing_ok=True)
+        self._model = model
+        self.publish("")
 
-    def publish(self, address: str, model: str) -> None:
+    def publish(self, address: str) -> None:
         """Note where the stack of this process serves."""
         fresh = self._note.with_suffix(".new")
-        fresh.write_text(json.dumps(asdict(Running(os.getpid(), address, model))))
+        fresh.write_text(json.dumps(asdict(Running(os.getpid(), address, self._model))))
         fresh.replace(self._note)
 
     def release(self) -> None:
@@ -57,7 +58,7 @@ class Claim:
 
 
 def running(run_dir: Path) -> Running | None:
-    """Return the stack that runs in `run_dir` and takes requests, None if none does (yet)."""
+    """Return the stack that runs in `run_dir`, None if none does."""
     if not is_claimed(run_dir):
         return None
     try:

@@ -79,6 +79,20 @@ def test_detached_life(run_dir):
     assert (done.returncode, done.stdout) == (0, f"no stack runs in {run_dir}\n")
 
 
+def test_down_while_it_is_starting(run_dir):
+    command = [sys.executable, "-m", "baton_client.cli", "up", "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(
+        [*command, "--run-dir", str(run_dir)], stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not (run_dir / "scheduler.log").exists():
+            time.sleep(0.01)
+        done = baton("down", "--run-dir", run_dir)
+        assert (done.returncode, done.stdout) == (0, f"stopped {DEMO_MODEL} while it was starting\n")
+        assert process.wait(30) == 130
+        assert "Traceback" not in errors_of(process).read()
+    assert gone(run_dir)
+
+
 def test_lines_to_try_work_as_printed_and_interrupt_stops(run_dir):
     process, lines = up(run_dir)
     for line in lines[1:4]:  # baton, Python, buf curl

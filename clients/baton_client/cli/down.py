@@ -1,6 +1,7 @@
 """`baton down`: stop the stack that `baton up` started."""
 
 import argparse
+import contextlib
 import os
 import signal
 import time
@@ -41,18 +42,16 @@ def add_parser(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     found = running(arguments.run_dir)
     if found is None:
-        if is_claimed(arguments.run_dir):
-            raise BatonError(
-                f"the stack in {arguments.run_dir} is still starting or stopping: try again soon"
-            )
         print(f"no stack runs in {arguments.run_dir}")
         return 0
-    os.kill(found.pid, signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+        os.kill(found.pid, signal.SIGTERM)
     deadline = time.monotonic() + arguments.timeout
     with spinner("stopping: running answers may finish"):
         while is_claimed(arguments.run_dir):
             if time.monotonic() > deadline:
                 raise BatonError(f"pid {found.pid} is still stopping after {arguments.timeout:g} s")
             time.sleep(0.05)
-    print(f"stopped {found.model} at {found.address}")
+    where = f"at {found.address}" if found.address else "while it was starting"
+    print(f"stopped {found.model} {where}")
     return 0

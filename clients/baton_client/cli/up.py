@@ -102,7 +102,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _run_attached(arguments: argparse.Namespace) -> int:
     """Start the stack, then watch it until a signal; the claim on the run directory tells others about it."""
-    claim = Claim(arguments.run_dir)
+    claim = Claim(arguments.run_dir, arguments.model)
     try:
         with _signals() as stopping:
             with spinner("starting") as show:
@@ -110,7 +110,7 @@ def _run_attached(arguments: argparse.Namespace) -> int:
             with contextlib.ExitStack() as cleanup:
                 cleanup.callback(stack.stop, drain=False)  # in haste, unless it has been stopped in peace
                 print(lines_to_try(_supports_chat(stack.address), stack.address), flush=True)
-                claim.publish(stack.address, arguments.model)
+                claim.publish(stack.address)
                 while not stopping.wait(0.2):
                     stack.check()
                 with spinner("stopping: running answers may finish (Ctrl-C again: now)"):
@@ -122,7 +122,7 @@ def _run_attached(arguments: argparse.Namespace) -> int:
 
 def _run_detached(arguments: argparse.Namespace) -> int:
     """Start `baton up` in the background and wait until it serves."""
-    Claim(arguments.run_dir).release()  # refuse at once if a stack runs there
+    Claim(arguments.run_dir, arguments.model).release()  # refuse at once if a stack runs there
     log = arguments.run_dir / "up.log"
     with log.open("wb") as output:
         child = subprocess.Popen(
@@ -134,7 +134,7 @@ def _run_detached(arguments: argparse.Namespace) -> int:
         )
     try:
         with spinner("starting in the background"):
-            while (found := running(arguments.run_dir)) is None or found.pid != child.pid:
+            while not ((found := running(arguments.run_dir)) and found.pid == child.pid and found.address):
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     code = child.wait(0.1)
                     raise StackError(_last_words(log), exit_code=code or 70)
