@@ -68,7 +68,7 @@ class Fault(Enum):
     CRASH = 0  # a worker dies, the transport notices; another starts
     VANISH = 1  # a worker dies and nothing tells
     HANG = 2  # a worker does nothing for a while
-    BREAK = 3  # the transport says that a worker is gone, but it is not
+    BREAK = 3  # a connection breaks and comes back, with echoes of what it carried
     CUT = 4  # nothing reaches or leaves a worker for a while
     STALL = 5  # the core does nothing for a while
     FRONTEND = 6  # a front-end dies and starts again
@@ -142,7 +142,7 @@ def _hellos(random: Random, vocab: int) -> list[WorkerHello]:
                 ranks=1,
                 fingerprint=FINGERPRINT,
                 block_size=block_size,
-                num_blocks=random.choice([least, least + 3, 2 * least, 8 * least]),
+                num_blocks=random.choice([least, least + 3, least + 3, 2 * least, 8 * least]),
                 max_slots=slots,
                 max_model_len=longest,
                 max_tokens_per_step=slots + random.choice([0, 1, 8, 64]),
@@ -218,7 +218,7 @@ def _mishaps(random: Random, incident: Incident) -> list[Mishap]:
     worker = (Fault.CRASH, Fault.VANISH, Fault.HANG, Fault.BREAK, Fault.BREAK, Fault.CUT, Fault.LEAVE)
     mishaps = []
     for _ in range(random.randrange(1, 6)):
-        fault = random.choice((*worker, *worker, Fault.STALL, Fault.FRONTEND, Fault.CORE))
+        fault = random.choice((*worker, Fault.STALL, Fault.FRONTEND, Fault.CORE))
         targets = incident.frontends if fault is Fault.FRONTEND else len(incident.hellos)
         length_s = random.choice([0.01, 0.1, 0.4]) * random.random()
         mishaps.append(Mishap(random.random() * FAULTS_END_S, fault, random.randrange(targets), length_s))

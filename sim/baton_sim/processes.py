@@ -19,10 +19,14 @@ from scheduler_svc.core.engine import Engine, EngineConfig, Hop
 TICK_S = 0.02
 NOTICE_S = 0.002  # until the transport tells that a peer is gone
 INTEGRITY_TURNS = 40
+ECHOES = 40  # frames that a connection remembers in each direction
 
 
 class Connection:
-    """Between the core and one process. `gone`: the transport at the core knows that nobody is there."""
+    """Between the core and one process. `gone`: the transport at the core knows that nobody is there.
+
+    Remembers some of the first frames, so that they can come back much later (`echo`).
+    """
 
     def __init__(self, world: World, hop: Hop, peer: bytes, arrive: Callable[[bytes], None]) -> None:
         self.world = world
@@ -32,16 +36,31 @@ class Connection:
         self.core: Core | None = None
         self.gone = False
         self.cut_until_s = 0.0
+        self._ups: list[bytes] = []
+        self._downs: list[bytes] = []
 
     def up(self, data: bytes) -> None:
         """A frame to the core, whichever life of it is there on arrival."""
+        if len(self._ups) < ECHOES:
+            self._ups.append(data)
         if self.world.now >= self.cut_until_s:
             self.world.carry(data, self._arrive_up)
 
     def down(self, data: bytes) -> None:
         """A frame from the core."""
+        if len(self._downs) < ECHOES:
+            self._downs.append(data)
         if self.world.now >= self.cut_until_s:
             self.world.carry(data, self.arrive)
+
+    def echo(self) -> None:
+        """The network coughs up old frames, in order."""
+        for data in self._ups:
+            if self.world.random.random() < 0.5:
+                self.world.carry(data, self._arrive_up)
+        for data in self._downs:
+            if self.world.random.random() < 0.5:
+                self.world.carry(data, self.arrive)
 
     def _arrive_up(self, data: bytes) -> None:
         if self.core is not None:

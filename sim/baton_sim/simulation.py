@@ -17,6 +17,7 @@ from baton_sim.world import World
 from scheduler_svc.core.engine import EngineConfig
 
 RETRY_S = 0.1
+ECHO_WITHIN_S = 0.15
 DONE_WITHIN_S = 30.0  # after the faults stop, all requests have ended …
 IDLE_WITHIN_S = 5.0  # … and so long after that, nothing is left
 
@@ -173,6 +174,7 @@ class Simulation:
         for process in processes:
             if process.alive:
                 self.core.connect(process.connection)
+                self._echo(process.connection)
 
     def _notice(self, connection: Connection) -> None:
         if connection.core is self.core:
@@ -180,6 +182,12 @@ class Simulation:
 
     def _reconnect(self, connection: Connection) -> None:
         connection.gone = False
+        self._echo(connection)
+
+    def _echo(self, connection: Connection) -> None:
+        """Frames of the old session turn up in the new one."""
+        for _ in range(2):
+            self.world.after(self.world.random.random() * ECHO_WITHIN_S, connection.echo)
 
     # ---- judgement --------------------------------------------------------------------------------------
 
