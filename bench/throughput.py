@@ -35,6 +35,9 @@ def main() -> int:
     """Measure and print; return the exit code."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        _say(f"the load average is {load:.1f}: whatever else runs here makes these figures worse")
     cases = []
     try:
         if arguments.model:
@@ -48,7 +51,16 @@ def main() -> int:
     except BatonError as error:
         print(f"throughput: {error.message}", file=sys.stderr)
         return 1
-    print(json.dumps({"bench": "throughput", "threads": arguments.threads, "cases": cases}))
+    print(
+        json.dumps(
+            {
+                "bench": "throughput",
+                "threads": arguments.threads,
+                "load_before": round(load, 2),
+                "cases": cases,
+            }
+        )
+    )
     return 0
 
 
