@@ -160,4 +160,4 @@ class Hand:
 def poison(made: Runner, *blocks: int) -> None:
     """Fills blocks of the cache with what a broken owner leaves behind."""
     with torch.inference_mode():
-        made.cache[:, :, list(blocks)] = torch.nan
+        made.cache[:, list(blocks)] = torch.nan
