@@ -23,10 +23,8 @@ def unary(kind: type[Request], method: Callable[[Request], Awaitable[Message]]) 
     """The handler of a method that answers once."""
 
     async def handle(data: bytes, context: Context) -> bytes:
-        answer = b""  # where the client has left
         async with _statuses(context, kind):
-            answer = (await method(_parse(kind, data))).SerializeToString()
-        return answer  # noqa: RET504 - the context swallows what became a status
+            return (await method(_parse(kind, data))).SerializeToString()
 
     return grpc.unary_unary_rpc_method_handler(handle)
 
@@ -37,9 +35,20 @@ def streaming(kind: type[Request], method: Callable[[Request], AsyncIterator[Mes
     async def handle(data: bytes, context: Context) -> None:
         async with _statuses(context, kind), aclosing(method(_parse(kind, data))) as events:  # type: ignore[type-var]
             async for event in events:
-                await context.write(event.SerializeToString())
+                await _write(context, event)
 
     return grpc.unary_stream_rpc_method_handler(handle)
+
+
+class _ClientLeft(Exception):  # noqa: N818 - nothing is wrong with that
+    """The client cancelled while it was written to, or its connection broke."""
+
+
+async def _write(context: Context, event: Message) -> None:
+    try:
+        await context.write(event.SerializeToString())
+    except grpc.aio.InternalError:
+        raise _ClientLeft from None
 
 
 def _parse(kind: type[Request], data: bytes) -> Request:
@@ -60,9 +69,9 @@ async def _statuses(context: Context, kind: type[Message]) -> AsyncIterator[None
         if error.reason is Reason.NUMERICAL:
             logger.error("a request's logits were not finite")
         await context.abort(error.code, error.message, error.trailers())
+    except _ClientLeft:
+        return
     except Exception as error:
-        if context.done():  # gRPC's own errors when a client leaves while it is written to
-            return
         # The exception's text may hold a prompt: type and place only.
         place = "".join(traceback.format_tb(error.__traceback__))
         logger.error("bug in %s: %s\n%s", kind.DESCRIPTOR.name, type(error).__name__, place)

@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from baton.inference.v1 import inference_pb2_grpc as rpc
-from tests.support.calls import collect, expected, generate, ids_request
+from tests.support.calls import Answer, collect, expected, generate, ids_request
 from tests.support.processes import wait_until
 from tests.support.stack import start_stack
 
@@ -27,6 +27,7 @@ def small():
         yield running
         running.wait_idle()
         assert "bug in" not in running.scheduler.err
+        assert "Traceback" not in running.scheduler.err
 
 
 @pytest.fixture
@@ -120,18 +121,35 @@ def test_a_connection_that_breaks(small, neighbour):
     assert len(calls) == 3
 
 
-def test_a_client_that_does_not_read(small, neighbour):
-    """And leaves without having read anything."""
+NARROW = [
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.http2.lookahead_bytes", 1024),
+    ("grpc.http2.bdp_probe", 0),
+]
 
-    async def leave():
-        async with grpc.aio.insecure_channel(small.address) as channel:
-            calls = [rpc.InferenceServiceStub(channel).Generate(long_request(n)) for n in range(3)]
-            await asyncio.sleep(0.5)
-            for call in calls:
-                call.cancel()
 
-    asyncio.run(leave())
-    wait_running(small, running=1)
+def test_a_client_that_reads_late(small):
+    """Its window is full, so its writer waits: what gathers meanwhile comes in few messages, and complete."""
+    request = ids_request([5], seed=3, max_tokens=1200, ignore_eos=True)
+    with grpc.insecure_channel(small.address, options=NARROW) as channel:
+        call = rpc.InferenceServiceStub(channel).Generate(request)
+        wait_running(small, running=1)
+        small.wait_idle()  # the work is done, whoever reads
+        answer = Answer()
+        for event in call:
+            answer.add(event)
+    assert answer.tokens == expected([5], request, stop_id=None).tokens
+    assert answer.deltas < 600
+
+
+def test_a_client_that_leaves_without_reading(small, neighbour):
+    """gRPC raises an error of its own in a writer that waits for the client."""
+    with grpc.insecure_channel(small.address, options=NARROW) as channel:
+        calls = [rpc.InferenceServiceStub(channel).Generate(long_request(n)) for n in range(3)]
+        time.sleep(3.0)
+        for call in calls:
+            call.cancel()
+        wait_running(small, running=1)
 
 
 @pytest.mark.parametrize("prompt_tokens", [8, 1900])
