@@ -246,6 +246,28 @@ class TestDeath:
             wait_until(lambda: not any(map(is_running, parts)), 5.0, why="the parts' end")
 
 
+class TestPause:
+    @pytest.mark.parametrize("part", ["core", "frontend"])
+    def test_streams_go_on(self, part):
+        """A part that stands still for a while: nothing is lost, nothing comes twice."""
+        requests = [ids_request([n + 1] * 9, seed=n, max_tokens=400, ignore_eos=True) for n in range(6)]
+        with start_stack(worker_args=("--step-us=2000",)) as running, running.channel() as channel:
+            stub = rpc.InferenceServiceStub(channel)
+            calls = [stub.Generate(request) for request in requests]
+            streams = [[next(call)] for call in calls]
+            os.kill(running.pid(part), signal.SIGSTOP)
+            if part == "core":
+                wait_until(lambda: not running.serving(), 2.0, why="the truth about a core that is silent")
+            else:
+                time.sleep(1.5)
+            os.kill(running.pid(part), signal.SIGCONT)
+            for request, call, events in zip(requests, calls, streams, strict=True):
+                events += call
+                tokens = [token for event in events for token in event.delta.token_ids]
+                assert tokens == expected([*request.token_ids.ids], request, stop_id=None).tokens
+            assert running.serving()
+
+
 class TestDrain:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_running_streams_finish(self, number):
