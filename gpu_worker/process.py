@@ -69,7 +69,12 @@ def _run(config: WorkerConfig) -> int:
     with watchdog.phase("warming up", config.warmup_timeout_s):
         runner = build.make_runner(config, loaded)
     stop = _Stop()
-    session = WorkerSession(config.endpoint, build.hello(config, loaded, runner.limits, digest), runner.reset)
+
+    def reset() -> None:
+        log.warning("session lost, dialling again")
+        runner.reset()
+
+    session = WorkerSession(config.endpoint, build.hello(config, loaded, runner.limits, digest), reset)
     log.info("dialling %s group=%s", config.endpoint, config.group)
     serve(session, runner, watchdog, config.step_timeout_s, stop)
     session.leave()
@@ -86,7 +91,8 @@ def serve(
         plans = session.poll(_POLL_S)
         if session.epoch != epoch:
             epoch = session.epoch
-            log.info("session epoch=%d", epoch) if epoch else log.warning("session lost, dialling again")
+            if epoch:
+                log.info("session epoch=%d", epoch)
         for plan in plans:
             with watchdog.phase(f"step {plan.step}", step_timeout_s):
                 result = runner.execute(plan)

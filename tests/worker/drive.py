@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ def runner(loaded: build.Loaded, **options: int) -> "RecordingRunner":
 class RecordingRunner(Runner):
     """Remembers a digest of every row of logits, by seed (each request has its own) and position."""
 
-    def __init__(self, *args: object) -> None:
+    def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.digests: dict[tuple[int, int], int] = {}
 

@@ -39,7 +39,8 @@ def reference_logits(folder, sequence: list[int]) -> torch.Tensor:
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     with torch.inference_mode():
-        return model(torch.tensor([sequence])).logits[0]
+        logits: torch.Tensor = model(torch.tensor([sequence])).logits[0]
+    return logits
 
 
 @pytest.mark.parametrize("seed", range(24))

@@ -130,7 +130,7 @@ def split_mix(seed: int, position: int, token: int) -> int:
     """The noise's 64 bits, in plain integers: the contract with every other implementation."""
     word = (1 << 64) - 1
 
-    def mix(z):
+    def mix(z: int) -> int:
         z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & word
         z = (z ^ z >> 27) * 0x94D049BB133111EB & word
         return z ^ z >> 31

@@ -1,0 +1,206 @@
+"""The worker as a process: hello, plans over the real link, a new session, refusal, deadlines, farewell."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from baton_wire.fingerprint import fingerprint
+from baton_wire.hello import Refusal, WorkerHello
+from baton_wire.link import Listener
+from baton_wire.plan import ADMISSION, APPEND, CHUNK, Plan
+from baton_wire.result import Result
+from baton_wire.transport import RouterSocket, ipc_endpoint, private_ipc_dir, wait
+from tests.support.random_checkpoints import Shape, write_checkpoint
+from tests.worker import drive
+
+PATIENCE_S = 60.0
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("model"), Shape())
+
+
+class Core:
+    """Listens for one worker."""
+
+    def __init__(self, endpoint, refusal=None):
+        self.router, self.listener = RouterSocket(endpoint), Listener(1)
+        self.refusal = refusal
+        self.hello: WorkerHello | None = None
+        self.results: list[Result] = []
+        self.left = False
+
+    def turn(self):
+        """Takes in what came, waiting a little for it."""
+        wait([self.router], 0.02)
+        now = time.monotonic()
+        for peer, data in self.router.receive_all():
+            event = self.listener.receive(peer, data, now)
+            replies = event.replies
+            self.left = self.left or event.closed
+            if event.hello is not None:
+                self.hello = WorkerHello.decode(event.hello)
+                if self.refusal is None:
+                    replies = self.listener.accept(peer, now)
+                else:
+                    replies = self.listener.refuse(peer, self.refusal)
+            self.results += map(Result.decode, event.payloads)
+            for reply in replies:
+                self.router.send(peer, reply)
+        for peer, data in self.listener.tick(now):
+            self.router.send(peer, data)
+
+    def until(self, what):
+        ends = time.monotonic() + PATIENCE_S
+        while not what():
+            assert time.monotonic() < ends, "the worker did not do it in time"
+            self.turn()
+
+    def send(self, plan):
+        (peer,) = self.listener.peers()
+        self.router.send(peer, self.listener.send(peer, plan.encode()))
+
+    def play(self, tokens):
+        """A request of `tokens` tokens, all its plans sent ahead; the tokens."""
+        admission = np.zeros(1, ADMISSION)
+        admission["max_length"] = len(PROMPT) + tokens
+        first = Plan(
+            step=1,
+            row_bound=1,
+            bucket=8,
+            admissions=admission,
+            appends=np.array([(0, block) for block in range(3)], APPEND),
+            chunks=np.array([(0, 1, 0, len(PROMPT))], CHUNK),
+            chunk_tokens=np.array(PROMPT, np.int32),
+        )
+        self.results.clear()
+        self.send(first)
+        for step in range(2, tokens + 1):
+            self.send(Plan(step=step, row_bound=1, bucket=8))
+        self.until(lambda: len(self.results) == tokens)
+        assert [result.step for result in self.results] == list(range(1, tokens + 1))
+        return [int(result.tokens[0]) for result in self.results]
+
+    def close(self):
+        self.router.close()
+
+
+@pytest.fixture
+def place():
+    run_dir = private_ipc_dir()
+    return run_dir, ipc_endpoint(run_dir / "workers.ipc")
+
+
+@pytest.fixture
+def start(folder, place):
+    """Starts a worker for the run directory; ends it after the test."""
+    started = []
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "gpu_worker", "--model", str(folder), "--run-dir", str(place[0])]
+        command += ["--max-num-seqs", "4", "--num-kvcache-blocks", "32", "--group", "g", *arguments]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def stderr(process):
+    return process.communicate(timeout=PATIENCE_S)[1]
+
+
+def test_a_worker_serves_survives_a_restart_and_leaves(folder, place, start):
+    expected = drive.generate(
+        drive.runner(drive.load(folder), max_num_seqs=4), [drive.Request(PROMPT, 12)]
+    ).tokens[0]
+    worker = start()
+    time.sleep(0.5)  # the worker is there first, and waits
+    core = Core(place[1])
+    core.until(lambda: core.listener.peers())
+    assert core.hello is not None
+    assert core.hello == WorkerHello(
+        group="g",
+        rank=0,
+        ranks=1,
+        fingerprint=fingerprint(folder),
+        block_size=16,
+        num_blocks=32,
+        max_slots=4,
+        max_model_len=512,
+        max_tokens_per_step=2048,
+        vocab_size=320,
+        row_multiple=core.hello.row_multiple,
+    )
+    assert core.play(12) == expected
+    core.send(Plan(step=13, row_bound=0, bucket=0))
+    core.close()
+
+    core = Core(place[1])  # knows nothing of the session that was
+    core.until(lambda: core.listener.peers())
+    assert core.play(12) == expected, "the new session did not begin with an empty slot table"
+
+    worker.send_signal(signal.SIGTERM)
+    core.until(lambda: core.left)
+    said = stderr(worker)
+    assert worker.returncode == 0
+    assert "session lost" in said
+    core.close()
+
+
+def test_a_refused_worker_says_why(place, start):
+    core = Core(place[1], Refusal("FINGERPRINT_MISMATCH", "another model"))
+    worker = start()
+    core.until(lambda: worker.poll() is not None)
+    assert worker.returncode == 69
+    assert "FINGERPRINT_MISMATCH: another model" in stderr(worker).splitlines()[-1]
+    core.close()
+
+
+def test_a_step_that_takes_too_long_ends_the_worker(place, start):
+    core = Core(place[1])
+    worker = start("--step-timeout-s", "0.05", "--max-num-batched-tokens", "400000")
+    core.until(lambda: core.listener.peers())
+    admission = np.zeros(4, ADMISSION)
+    admission["slot"] = np.arange(4)
+    admission["max_length"] = 600
+    core.send(
+        Plan(
+            step=1,
+            row_bound=4,
+            bucket=8,
+            admissions=admission,
+            appends=np.array([(slot, block) for slot in range(4) for block in range(32)], APPEND),
+            chunks=np.array([(slot, 0, 0, 512) for slot in range(4)], CHUNK),
+            chunk_tokens=np.zeros(2048, np.int32),
+        )
+    )
+    core.until(lambda: worker.poll() is not None)
+    assert worker.returncode == 70
+    assert stderr(worker).splitlines()[-1] == "gpu_worker: step 1 took longer than 0.05 s"
+    core.close()
+
+
+def test_a_plan_that_cannot_be_ends_the_worker(place, start):
+    core = Core(place[1])
+    worker = start()
+    core.until(lambda: core.listener.peers())
+    core.send(Plan(step=1, row_bound=1, bucket=8, releases=np.array([9], np.uint16)))
+    core.until(lambda: worker.poll() is not None)
+    assert worker.returncode == 70
+    assert "release of slot 9" in stderr(worker).splitlines()[-1]
+    core.close()
