@@ -235,20 +235,6 @@ def forgotten_tokens() -> Iterator[None]:
 
 
 @bug
-def old_admission() -> Iterator[None]:
-    """A preempted request's old admission is taken for its new one (the simulator's first find)."""
-    preempt = Scheduler._preempt
-
-    def remember(self: Scheduler, sequence: Sequence) -> None:
-        slot = sequence.slot
-        preempt(self, sequence)
-        self.slots.sequence[slot] = sequence
-
-    with patch.object(Scheduler, "_preempt", remember):
-        yield
-
-
-@bug
 def half_states() -> Iterator[None]:
     """Preemption does not wait until nothing is in flight."""
 

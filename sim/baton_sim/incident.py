@@ -106,6 +106,7 @@ def draw(seed: int) -> Incident:
     """The incident of a seed: always the same."""
     random = Random(f"incident {seed}")
     vocab = random.choice([30, 500])
+    pressed = random.random() < 0.2  # a cache far too small for what is asked, and much breaks
     model = FakeModel(
         vocab,
         stop_id=7 if random.random() < 0.5 else None,
@@ -115,25 +116,26 @@ def draw(seed: int) -> Incident:
     incident = Incident(
         seed=seed,
         model=model,
-        hellos=_hellos(random, vocab),
+        hellos=_hellos(random, vocab, pressed),
         frontends=random.choice([1, 1, 2]),
         step_us=random.choice([(50, 200), (300, 2_000), (1_000, 8_000)]),
         weather=_weather(random),
         max_queue=random.choice([1024, 1024, 6]),
         worker_wait_s=random.choice([60.0, 60.0, 0.2]),
     )
-    incident.requests = _requests(random, incident)
-    if random.random() < 0.7:
-        incident.mishaps = sorted(_mishaps(random, incident), key=lambda mishap: mishap.at_s)
+    incident.requests = _requests(random, incident, pressed)
+    if pressed or random.random() < 0.7:
+        mishaps = _mishaps(random, incident, random.randint(4, 10) if pressed else random.randint(1, 5))
+        incident.mishaps = sorted(mishaps, key=lambda mishap: mishap.at_s)
     return incident
 
 
-def _hellos(random: Random, vocab: int) -> list[WorkerHello]:
+def _hellos(random: Random, vocab: int, pressed: bool) -> list[WorkerHello]:
     block_size = random.choice([2, 4, 8])
     longest = random.choice([24, 48, 80])
     hellos = []
     for i in range(random.choice([1, 1, 2, 3])):
-        slots = random.choice([1, 3, 6, 6, 10])
+        slots = 6 if pressed else random.choice([1, 3, 6, 10])
         least = -(-longest // block_size)
         hellos.append(
             WorkerHello(
@@ -142,7 +144,7 @@ def _hellos(random: Random, vocab: int) -> list[WorkerHello]:
                 ranks=1,
                 fingerprint=FINGERPRINT,
                 block_size=block_size,
-                num_blocks=random.choice([least, least + 3, least + 3, 2 * least, 8 * least]),
+                num_blocks=random.choice([least, least + 3] if pressed else [least, 2 * least, 8 * least]),
                 max_slots=slots,
                 max_model_len=longest,
                 max_tokens_per_step=slots + random.choice([0, 1, 8, 64]),
@@ -167,11 +169,11 @@ def _weather(random: Random) -> Weather:
     )
 
 
-def _requests(random: Random, incident: Incident) -> list[Request]:
+def _requests(random: Random, incident: Incident, pressed: bool) -> list[Request]:
     longest = incident.hellos[0].max_model_len
     vocab = incident.model.vocab_size
     common = [random.randrange(vocab) for _ in range(longest)]
-    burst = random.random() < 0.3
+    burst = pressed or random.random() < 0.3
     cancels = random.choice([0.0, 0.1, 0.4])
     return [
         _request(random, incident, common, 0.0 if burst else random.random(), cancels)
@@ -214,12 +216,14 @@ def _request(random: Random, incident: Incident, common: list[int], at_s: float,
     )
 
 
-def _mishaps(random: Random, incident: Incident) -> list[Mishap]:
+def _mishaps(random: Random, incident: Incident, count: int) -> list[Mishap]:
     worker = (Fault.CRASH, Fault.VANISH, Fault.HANG, Fault.BREAK, Fault.BREAK, Fault.CUT, Fault.LEAVE)
     mishaps = []
-    for _ in range(random.randrange(1, 6)):
+    for _ in range(count):
         fault = random.choice((*worker, Fault.STALL, Fault.FRONTEND, Fault.CORE))
         targets = incident.frontends if fault is Fault.FRONTEND else len(incident.hellos)
         length_s = random.choice([0.01, 0.1, 0.4]) * random.random()
-        mishaps.append(Mishap(random.random() * FAULTS_END_S, fault, random.randrange(targets), length_s))
+        mishaps.append(
+            Mishap(random.random() ** 2 * FAULTS_END_S, fault, random.randrange(targets), length_s)
+        )
     return mishaps
