@@ -11,11 +11,11 @@ from unittest.mock import patch
 
 import numpy as np
 
-from baton_wire import link
 from baton_wire.columns import Column
 from baton_wire.frame import Frame, FrameKind
-from baton_wire.link import Dialer, Event, Link, Listener, Received
+from baton_wire.link import Counters, Dialer, Event, Link, Listener, Received
 from baton_wire.plan import Plan
+from baton_wire.session import decode_frame
 from scheduler_svc.core.block_pool import BlockPool
 from scheduler_svc.core.decode_ring import DecodeRing
 from scheduler_svc.core.engine import Engine
@@ -47,7 +47,7 @@ def no_fence() -> Iterator[None]:
         return receive(self, replace(frame, epoch=self.epoch), now)
 
     def listener_receive(self: Listener, peer: bytes, data: bytes | memoryview, now: float) -> Event:
-        session, frame = self.link(peer), link._decode(data, link.Counters())
+        session, frame = self.link(peer), decode_frame(data, Counters())
         if session is not None and frame is not None and frame.kind is not FrameKind.HELLO:
             data = replace(frame, epoch=session.epoch).encode()
         return listen(self, peer, data, now)
