@@ -29,6 +29,7 @@ from bench.workload import Request, Run, single, staggered
 
 GOALS = {"single": 0.95, "staggered": 5.0}
 _STAGGER_S = 0.005
+_LONG, _MEDIUM = 128, 48  # tokens of the longest answer: a large model gets minutes, not hours
 
 
 def main() -> int:
@@ -41,13 +42,13 @@ def main() -> int:
     cases = []
     try:
         if arguments.model:
-            cases += _measure_model(Path(arguments.model).name, Path(arguments.model), arguments)
+            cases += _measure_model(Path(arguments.model).name, Path(arguments.model), _MEDIUM, arguments)
         else:
-            cases += _measure_model("demo", DEMO_MODEL, arguments)
+            cases += _measure_model("demo", DEMO_MODEL, _LONG, arguments)
             with tempfile.TemporaryDirectory(prefix="baton-bench-") as folder:
                 _say("making the 4-layer checkpoint")
                 save_shaped(Path(folder), vocab_size=16_384 if arguments.quick else 151_936)
-                cases += _measure_model("0.6b-4-layers", Path(folder), arguments)
+                cases += _measure_model("0.6b-4-layers", Path(folder), _MEDIUM, arguments)
     except BatonError as error:
         print(f"throughput: {error.message}", file=sys.stderr)
         return 1
@@ -82,17 +83,19 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _measure_model(name: str, path: Path, arguments: argparse.Namespace) -> list[dict[str, object]]:
-    """Return one result per workload."""
+def _measure_model(
+    name: str, path: Path, longest: int, arguments: argparse.Namespace
+) -> list[dict[str, object]]:
+    """Return one result per workload; prompts and answers have at most `longest` tokens."""
     _say(f"{name}: loading the reference")
     reference = Reference(path)
     _say(f"{name}: {reference.ceiling()}")
     vocab_size = reference.vocab_size
-    shrink = 4 if arguments.quick else 1
+    answer = longest // 4 if arguments.quick else longest
     workloads: dict[str, Callable[[int], list[Request]]] = {
-        "single": lambda seed: single(seed, vocab_size, 64, 128 // shrink),
+        "single": lambda seed: single(seed, vocab_size, 64, answer),
         "staggered": lambda seed: staggered(
-            seed, vocab_size, 32, (8, 128), (16 // shrink, 128 // shrink), _STAGGER_S
+            seed, vocab_size, 32, (8, longest), (answer // 8, answer), _STAGGER_S
         ),
     }
     environment = {"OMP_NUM_THREADS": str(arguments.threads)}
