@@ -72,6 +72,7 @@ class Engine:
         self._next_number = 1
         self._mailbox = Mailbox()
         self._announced = Service(0)
+        self._told: dict[bytes, Service] = {}  # by front-end: what it was told last
 
     # ---- input ------------------------------------------------------------------------------------------
 
@@ -223,7 +224,6 @@ class Engine:
         self._numbers[peer], self._peers[self._next_number] = self._next_number, peer
         self._next_number += 1
         self._send(Hop.FRONTEND, peer, self.frontends.accept(peer, now))
-        self._tell(peer, self._service().encode())
 
     def _message(self, peer: bytes, payload: bytes | memoryview) -> None:
         number = self._numbers.get(peer)
@@ -291,6 +291,7 @@ class Engine:
         if number is None:
             return
         del self._peers[number]
+        self._told.pop(peer, None)
         self._mailbox.forget(number)
         for owner in [owner for owner in self._requests if owner >> HANDLE_BITS == number]:
             self._withdraw(owner)
@@ -330,10 +331,11 @@ class Engine:
         )
 
     def _announce(self) -> None:
-        service = self._service()
-        if service != self._announced:
-            self._announced = service
-            for peer in self._numbers:
+        """Tells every front-end that has not heard it yet, new ones too, what the core can do now."""
+        service = self._announced = self._service()
+        for peer in list(self._numbers):
+            if self._told.get(peer) != service:
+                self._told[peer] = service
                 self._tell(peer, service.encode())
 
     def _tell(self, peer: bytes, payload: bytes) -> None:
