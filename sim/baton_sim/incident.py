@@ -198,7 +198,7 @@ def _request(random: Random, incident: Incident, common: list[int], at_s: float,
     cancel, value = Trigger.NEVER, 0.0
     if random.random() < cancels:
         cancel = random.choice([Trigger.AFTER_S, Trigger.STARTED, Trigger.TOKEN, Trigger.OVER])
-        value = random.choice([0.0, 0.002, 0.05]) * random.random()
+        value = random.choice([0.0, 0.002, 0.05, 0.5]) * random.random()
         if cancel is Trigger.TOKEN:
             value = random.randint(1, max(1, len(expected.tokens)))
     return Request(
@@ -222,7 +222,7 @@ def _mishaps(random: Random, incident: Incident, count: int) -> list[Mishap]:
     for _ in range(count):
         fault = random.choice((*worker, Fault.STALL, Fault.FRONTEND, Fault.CORE))
         targets = incident.frontends if fault is Fault.FRONTEND else len(incident.hellos)
-        length_s = random.choice([0.01, 0.1, 0.4]) * random.random()
+        length_s = random.choice([0.01, 0.1, 0.4, 1.6]) * random.random()  # patience is 1 s
         mishaps.append(
             Mishap(random.random() ** 2 * FAULTS_END_S, fault, random.randrange(targets), length_s)
         )
