@@ -78,7 +78,7 @@ class Runner:
             attention=self.attention,
             cache=self.cache,
             work=self.attention.plan(step.batch, self.slots.block_table),
-            rotary=self.rotary.index_select(0, step.positions),
+            rotary=self.rotary.index_select(1, step.positions),
         )
         return self.model(step.tokens, context)
 
@@ -86,11 +86,10 @@ class Runner:
         """(tokens, why each ends or 0) of the slots that sample; the slot table has taken them in."""
         logits = self._logits(step, hidden)
         self._mask(plan, step.slots, logits)
-        slots = torch.from_numpy(step.slots)
-        sampled, finite = reference.sample(logits, self.slots.sampling(step.slots))
-        sampled = torch.where(finite, sampled, NO_TOKEN)
-        reasons = self.slots.advance(slots, sampled, finite)
-        return sampled.numpy(), reasons.numpy()
+        sampled, finite = (x.numpy() for x in reference.sample(logits, self.slots.sampling(step.slots)))
+        if not finite.all():
+            sampled[~finite] = NO_TOKEN
+        return sampled, self.slots.advance(step.slots, sampled, finite)
 
     def _logits(self, step: Step, hidden: Tensor) -> Tensor:
         """float32 [n, vocabulary] of the slots that sample; may be written to."""

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from baton_kernels import reference
+from baton_wire.columns import Column
 from baton_wire.plan import MAX_STOP_IDS, Mode, Plan
+from baton_wire.result import End
 from baton_wire.state import Occupancy, state_hash
 from gpu_worker.attention.interface import Numbers
 from gpu_worker.errors import PlanError
@@ -135,17 +137,18 @@ class SlotTable:
         columns = (self.seed, self.length, self.temperature, self.top_p, self.min_p, self.top_k)
         return reference.SamplingRows(*(column.index_select(0, rows) for column in columns))
 
-    def advance(self, slots: Tensor, tokens: Tensor, finite: Tensor) -> Tensor:
-        """Takes in what the slots sampled; returns why each ends, 0 where it goes on (int64 [n]).
+    def advance(self, slots: Numbers, tokens: Column, finite: Column) -> Column:
+        """Takes in what the slots sampled; returns why each ends (`End`), 0 where it goes on.
 
-        Their lengths are those after the step.
+        Their lengths are those after the step; a sequence has one token more. `finite`: whether its logits
+        were sound.
         """
-        length, max_length, stop_ids = (
-            column.index_select(0, slots) for column in (self.length, self.max_length, self.stop_ids)
-        )
-        reasons = reference.end_reasons(tokens, finite, length, max_length, stop_ids)
-        self.last_token.index_copy_(0, slots, tokens)
-        self.occupancy.index_copy_(0, slots, (reasons == 0) * int(Occupancy.DECODE))
+        full = self.length.numpy()[slots] + 1 >= self.max_length.numpy()[slots]
+        stopped = (self.stop_ids.numpy()[slots] == tokens[:, None]).any(1)
+        reasons: Column = np.where(stopped, End.STOP, full * End.LENGTH)
+        reasons[~finite] = End.NUMERICAL
+        self.last_token.numpy()[slots] = tokens
+        self.occupancy.numpy()[slots] = (reasons == 0) * Occupancy.DECODE
         return reasons
 
     def hash(self, row_bound: int) -> int:

@@ -75,7 +75,7 @@ class Context:
     attention: Attention
     cache: Tensor  # [layers, …]
     work: Any  # the backend's plan of this step
-    rotary: Tensor  # [rows, 2, head_dim]
+    rotary: Tensor  # [2, rows, 1, head_dim]
 
 
 def choose(name: str, device: str) -> type[Any]:

@@ -2,7 +2,7 @@
 
 Rows of a sequence form tiles; all query heads that share a key head lie in one tile, so a matrix product has
 `rows · group` rows, padded to a multiple of 8. Tiles are sorted by how far they see, farthest first: those
-that see chunk j are the first n_j, and every level j is a slice, not a gather.
+that see chunk j, at level j, are the first n_j.
 """
 
 from dataclasses import dataclass
@@ -23,16 +23,25 @@ _MULTIPLE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """Tiles [first, last) of a group, at one level: where their keys are, and what they may not see."""
+class Piece:
+    """Tiles [first, last) of a group at one level, the results of which begin at `start` in their span's."""
 
     level: int
     first: int
     last: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Some (level, tile) pairs, level by level, that are computed together."""
+
+    pieces: list[Piece]
+    queries: Tensor | None  # int64: (tile, kv head) of each product; None: there is one piece, take a slice
     places: (
         Tensor  # int64: of their keys, then of their values, in the cache, flattened to (block, k/v, head)
     )
-    hidden: Tensor | None  # bool [tiles, 1, m or 1, chunk]
+    hidden: Tensor | None  # bool [pairs, 1, m or 1, chunk]: what rows may not see
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +74,7 @@ class TorchAttention:
         self.blocks_multiple = max(1, reference.CHUNK // shape.block_size)
         self._chunk = self.blocks_multiple * shape.block_size
         bytes_per_tile = 2 * self._chunk * shape.kv_heads * shape.head_dim * dtype.itemsize
-        self._tiles_per_span = max(1, _SPAN_BYTES // bytes_per_tile)
+        self._pairs_per_span = max(1, _SPAN_BYTES // bytes_per_tile)
         self._height = _MULTIPLE * max(1, _TILE_PRODUCT_ROWS // (_MULTIPLE * shape.group))
         self._heads = np.arange(2 * shape.kv_heads)
         # [2, 1, kv_heads, 1]: what to add to a block's place for its keys, its values, of each head
@@ -125,33 +134,43 @@ class TorchAttention:
         positions = batch.positions[rows]
         slots = batch.slots[rows[:, 0]]
         sees = positions[:, -1] // self._chunk + 1  # chunks that a tile sees, at least one
-        spans = []
+        spans, pieces, room = [], [], self._pairs_per_span
         for level in range(int(sees[0])):
-            count = int(np.count_nonzero(sees > level))
-            for first in range(0, count, self._tiles_per_span):
-                part = slice(first, min(first + self._tiles_per_span, count))
-                spans.append(self._plan_span(level, part, slots[part], positions[part], table))
+            first, count = 0, int(np.count_nonzero(sees > level))
+            while first < count:
+                last = min(count, first + room)
+                pieces.append(Piece(level, first, last, self._pairs_per_span - room))
+                first, room = last, room - (last - first)
+                if not room:
+                    spans.append(self._plan_span(pieces, slots, positions, table))
+                    pieces, room = [], self._pairs_per_span
+        if pieces:
+            spans.append(self._plan_span(pieces, slots, positions, table))
         if kept is None:
             return Group(tiles, height, None, None, spans)
-        flat = rows.reshape(-1)
-        return Group(tiles, height, torch.from_numpy(flat), torch.from_numpy(kept), spans)
+        return Group(tiles, height, torch.from_numpy(rows.reshape(-1)), torch.from_numpy(kept), spans)
 
     def _plan_span(
-        self, level: int, part: slice, slots: Numbers, positions: Numbers, table: NDArray[np.int32]
+        self, pieces: list[Piece], slots: Numbers, positions: Numbers, table: NDArray[np.int32]
     ) -> Span:
-        """Tiles `part` of a group at one level; slots: [tiles]; positions: [tiles, height]."""
-        width, start = self.blocks_multiple, level * self._chunk
-        blocks = table[slots, level * width : (level + 1) * width].astype(np.int64)
+        """The span of these pieces; of the group's tiles, slots: [tiles], positions: [tiles, height]."""
+        of = np.concatenate([np.arange(p.first, p.last) for p in pieces])
+        levels = np.array([p.level for p in pieces]).repeat([p.last - p.first for p in pieces])
+        width, heads = self.blocks_multiple, self.shape.kv_heads
+        blocks = table[slots[of][:, None], levels[:, None] * width + np.arange(width)].astype(np.int64)
         places = blocks[:, None, :] * len(self._heads) + self._head_places
+        queries = None
+        if len(pieces) > 1:
+            queries = torch.from_numpy((of[:, None] * heads + np.arange(heads)).reshape(-1))
         hidden = None
-        if positions.min() < start + self._chunk - 1:
-            keys = np.arange(start, start + self._chunk)
-            mask = keys > positions[:, :, None]
+        behind = positions[of] - levels[:, None] * self._chunk  # rows' positions, from the chunk's first key
+        if behind.min() < self._chunk - 1:
+            mask = np.arange(self._chunk) > behind[:, :, None]
             if positions.shape[1] > 1:
                 mask = np.repeat(mask, self.shape.group, axis=1)
                 mask = np.pad(mask, ((0, 0), (0, -mask.shape[1] % _MULTIPLE), (0, 0)))
             hidden = torch.from_numpy(mask[:, None])
-        return Span(level, part.start, part.stop, torch.from_numpy(places.reshape(-1)), hidden)
+        return Span(pieces, queries, torch.from_numpy(places.reshape(-1)), hidden)
 
     def _attend_group(self, queries: Tensor, cache: Tensor, group: Group, out: Tensor) -> None:
         """Fills in the group's rows of `out` [rows, heads, head_dim]."""
@@ -178,19 +197,32 @@ class TorchAttention:
         s = self.shape
         flat = cache.view(-1, s.block_size * s.head_dim)
         running: reference.Partial | None = None
-        if len(group.spans) > 1:
-            narrow = q.new_empty(*q.shape[:2], 1)
-            running = (torch.empty_like(q), narrow, torch.empty_like(narrow))
         for span in group.spans:
-            part = slice(span.first * s.kv_heads, span.last * s.kv_heads)
+            one = span.pieces[0]
+            part = q[one.first * s.kv_heads : one.last * s.kv_heads]
+            if span.queries is not None:
+                part = q.index_select(0, span.queries)
             kv = flat.index_select(0, span.places).float().view(2, -1, self._chunk, s.head_dim)
-            chunk = reference.attend(q[part], kv[0], kv[1], span.hidden)
+            partial = reference.attend(part, kv[0], kv[1], span.hidden)
+            if len(group.spans) == 1 and span.queries is None:
+                return partial[:2]
             if running is None:
-                return chunk[:2]
-            if span.level:
-                reference.fold((running[0][part], running[1][part], running[2][part]), chunk)
-            else:
-                for whole, piece in zip(running, chunk, strict=True):
-                    whole[part] = piece
+                narrow = q.new_empty(*q.shape[:2], 1)
+                running = (torch.empty_like(q), narrow, torch.empty_like(narrow))
+            for piece in span.pieces:
+                self._take(running, partial, piece)
         assert running is not None, "a group has a span"
         return running[:2]
+
+    def _take(self, running: reference.Partial, partial: reference.Partial, piece: Piece) -> None:
+        """Takes one piece of a span's results into the group's; pieces come in the order of levels."""
+        heads = self.shape.kv_heads
+        first, count, start = piece.first * heads, (piece.last - piece.first) * heads, piece.start * heads
+        a, b, c = (x[first : first + count] for x in running)
+        out, total, maximum = (x[start : start + count] for x in partial)
+        if piece.level:
+            reference.fold((a, b, c), (out, total, maximum))
+        else:
+            a.copy_(out)
+            b.copy_(total)
+            c.copy_(maximum)

@@ -13,7 +13,7 @@ from gpu_worker.layers.parts import Layer, Parts
 
 _packed_linear = torch.ops.mkldnn._linear_pointwise.default
 
-_PACK_FROM = 40_000  # weights; below, the blocked layout saves less than its call costs
+_PACK_FROM = 60_000  # weights; below, the blocked layout saves less than its call costs
 
 
 class Linear(Layer):

@@ -135,7 +135,8 @@ def _write_weights(folder: Path, shape: Shape) -> None:
     if shape.shards == 1:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         return
-    places, total = {}, 0
+    places: dict[str, str] = {}
+    total = 0
     for i in range(shape.shards):
         name = f"model-{i + 1:05}-of-{shape.shards:05}.safetensors"
         part = dict(list(tensors.items())[i :: shape.shards])

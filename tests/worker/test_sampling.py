@@ -31,7 +31,7 @@ def expected(logits: np.ndarray, temperature: float, top_p: float, min_p: float,
     share = np.cumsum(p[kept]) / p[kept].sum()
     kept = kept[np.concatenate(([0.0], share[:-1])) < top_p]
     kept = kept[p[kept] >= min_p * p.max()]
-    result = np.zeros_like(p)
+    result: np.ndarray = np.zeros_like(p)
     result[kept] = p[kept] / p[kept].sum()
     return result
 

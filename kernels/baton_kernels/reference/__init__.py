@@ -15,7 +15,7 @@ from baton_kernels.reference.layers import (
     write_kv,
 )
 from baton_kernels.reference.sampling import SamplingRows, exponential, sample
-from baton_kernels.reference.step import end_reasons
+from baton_kernels.reference.step import end_reasons, state_hash
 
 __all__ = [
     "CHUNK",
@@ -31,5 +31,6 @@ __all__ = [
     "rotary_table",
     "sample",
     "silu_mul",
+    "state_hash",
     "write_kv",
 ]

@@ -1,0 +1,57 @@
+"""Attention by our Triton kernels: norm, rotation and cache write in one, then decode or prompt chunks.
+
+A forward pass here is either a decode step over slots (captured in graphs) or a pass over prompt chunks; `Rows`
+says which. Cache: [layers, 2, blocks, kv_heads, block_size, head_dim].
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from baton_kernels.decode_attention import DecodeWork, decode_attention
+from baton_kernels.prefill_attention import PrefillWork, prefill_attention
+from baton_kernels.qk_rope_kv import qk_rope_kv
+from gpu_worker.attention.interface import AttentionShape, Context
+from gpu_worker.layers.norm import QKNormRope
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of a pass on the device, and the plan that its layers share: exactly one of the two."""
+
+    positions: Tensor  # int32 [rows]
+    places: Tensor  # int32 [rows], block · block_size + offset, -1 for rows that write nothing
+    block_table: Tensor  # int32 [slots, blocks]
+    decode: DecodeWork | None = None
+    prefill: PrefillWork | None = None
+
+
+class TritonAttention:
+    """The backend for CUDA devices of compute capability 8.0 and later."""
+
+    blocks_multiple = 1
+
+    def __init__(self, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> None:
+        self.shape, self.dtype, self.device = shape, dtype, device
+        self._scale = shape.head_dim**-0.5
+
+    def cache(self, layers: int, blocks: int) -> Tensor:
+        """See `Attention.cache`; there is no null block, masked rows read and write nothing."""
+        s = self.shape
+        size = (layers, 2, blocks, s.kv_heads, s.block_size, s.head_dim)
+        return torch.zeros(size, dtype=self.dtype, device=self.device)
+
+    def forward(self, qkv: Tensor, norm: QKNormRope, layer: int, context: Context) -> Tensor:
+        """See `Attention.forward`. `context.rotary` is the whole table; `context.work` is `Rows`."""
+        rows: Rows = context.work
+        keys, values = context.cache[layer]
+        places, positions = rows.places, rows.positions
+        q = qk_rope_kv(qkv, norm.q, norm.k, norm.eps, context.rotary, positions, places, keys, values)
+        if rows.decode is not None:
+            out = decode_attention(q, keys, values, rows.block_table, rows.decode, self._scale)
+        else:
+            assert rows.prefill is not None
+            out = torch.empty_like(q)
+            prefill_attention(q, keys, values, rows.block_table, rows.prefill, self._scale, out)
+        return out.flatten(1)

@@ -1,0 +1,124 @@
+"""A decode step over the slot table: row i is slot i, and nothing of it is known to the host.
+
+One captured graph per bucket (number of rows); a plan's bucket alone picks the graph, so that equal plans
+run equal kernels. Rows of slots that do not move are masked.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from baton_kernels import advance, sampler
+from baton_kernels.decode_attention import DecodeWork, plan
+from baton_kernels.sampler import SampleWork
+from gpu_worker.attention.interface import Attention, Context
+from gpu_worker.attention.triton_backend import Rows
+from gpu_worker.models import Model
+from gpu_worker.slots import SlotTable
+
+log = logging.getLogger(__name__)
+
+_WARM_UPS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """What `advance.begin` writes for a step; see `baton_kernels.advance.StepRows`."""
+
+    tokens: Tensor
+    positions: Tensor
+    places: Tensor
+    seen: Tensor
+    slots: Tensor
+    sampled: Tensor
+
+    @staticmethod
+    def make(rows: int, seen: Tensor) -> "StepRows":
+        """For the most rows; `seen` belongs to the attention's work list."""
+
+        def numbers() -> Tensor:
+            return torch.zeros(rows, dtype=torch.int32, device=seen.device)
+
+        return StepRows(numbers(), numbers(), numbers(), seen, numbers(), numbers())
+
+
+def buckets(most: int) -> list[int]:
+    """Row counts that are captured: close together where a step is short, and `most`."""
+    sizes = [*range(1, 5), 6, 8, 12, 16, 24, 32, 48, 64, *range(96, 513, 32), *range(640, 4097, 128)]
+    return [size for size in sizes if size < most] + [most]
+
+
+class Decoder:
+    """Decode steps of one model over one slot table."""
+
+    def __init__(
+        self,
+        model: Model,
+        attention: Attention,
+        cache: Tensor,
+        rotary: Tensor,
+        table: SlotTable,
+        work: DecodeWork,
+        vocabulary: int,
+    ) -> None:
+        slots, device = len(table), cache.device
+        self._model, self._attention, self._cache, self._rotary = model, attention, cache, rotary
+        self._table, self._work = table, work
+        self.rows = StepRows.make(slots, work.seen)
+        self.sampling = SampleWork.make(slots, vocabulary, device)
+        self._named = torch.zeros(slots, dtype=torch.int8, device=device)
+        self._bound = torch.full((1,), slots, dtype=torch.int32, device=device)
+        self._buckets = buckets(slots)
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    def bucket(self, rows: int) -> int:
+        """The captured size for a plan's bucket of `rows`."""
+        return next(size for size in self._buckets if size >= rows)
+
+    def capture(self) -> None:
+        """Captures every bucket, the largest first, so that the others find their memory in its pool."""
+        pool = torch.cuda.graph_pool_handle()
+        for bucket in reversed(self._buckets):
+            for _ in range(_WARM_UPS):
+                self._forward(bucket)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                self._forward(bucket)
+            self._graphs[bucket] = graph
+        log.info("captured graphs=%d largest=%d", len(self._graphs), self._buckets[-1])
+
+    def step(self, rows: int) -> None:
+        """Advances every moving slot below the bucket of `rows`; `rows.sampled` has their tokens."""
+        bucket = self.bucket(rows)
+        graph = self._graphs.get(bucket)
+        if graph is None:
+            self._forward(bucket)
+        else:
+            graph.replay()
+
+    def constrained(self, rows: int, held: Tensor, allowed: Tensor) -> None:
+        """The same with held slots: `held` int64 [n] take part, each under its mask of `allowed` [n, words]."""
+        bucket = self.bucket(rows)
+        masks = torch.full((len(self._table),), -1, dtype=torch.int32, device=held.device)
+        masks[held] = torch.arange(len(held), dtype=torch.int32, device=held.device)
+        self._named[held] = 1
+        self._forward(bucket, allowed, masks[:bucket])
+        self._named.zero_()
+
+    def idle(self) -> None:
+        """No decode row in this step: only marks that no slot has sampled yet."""
+        self.rows.sampled.fill_(advance.NOT_SAMPLED)
+
+    def _forward(self, bucket: int, allowed: Tensor | None = None, masks: Tensor | None = None) -> None:
+        table, rows = self._table, self.rows
+        advance.begin(table, rows, bucket, table.block_size, self._named, self._bound)
+        plan(self._work, bucket)
+        work = Rows(rows.positions[:bucket], rows.places[:bucket], table.block_table, decode=self._work)
+        context = Context(self._attention, self._cache, work, self._rotary)
+        hidden = self._model(rows.tokens[:bucket], context)
+        logits = self._model.logits(hidden)
+        slots = rows.slots[:bucket]
+        sampler.sample(logits, slots, table, self.sampling, rows.sampled, allowed=allowed, mask_rows=masks)
