@@ -18,6 +18,7 @@ from gpu_worker.config import WorkerConfig
 from gpu_worker.errors import ConfigError
 from gpu_worker.exactness import row_multiple
 from gpu_worker.fields import Fields
+from gpu_worker.layers.parts import parts_of
 from gpu_worker.limits import Limits, cache_blocks
 from gpu_worker.models import Model, ModelConfig
 from gpu_worker.runner import Runner
@@ -25,6 +26,7 @@ from gpu_worker.runner import Runner
 log = logging.getLogger(__name__)
 
 _FALLBACK_MULTIPLE = 8
+_SMALL_MODEL = 10_000_000  # parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,17 @@ def load_model(config: WorkerConfig) -> Loaded:
     model_config = models.read_config(Fields(folder / "config.json"))
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     model = models.build(model_config, dtype)
+    _set_threads(config.threads, model)
     loader.load(model, folder)
     log.info("weights loaded model=%s dtype=%s seconds=%.1f", folder, dtype, time.monotonic() - started)
     return Loaded(folder, model_config, model, dtype)
+
+
+def _set_threads(asked: int | None, model: Model) -> None:
+    """Operations of a small model are over before a second thread has woken up."""
+    size = sum(view.numel() for _, view in parts_of(model))
+    if asked is not None or size < _SMALL_MODEL:
+        torch.set_num_threads(asked or 1)
 
 
 def make_runner(config: WorkerConfig, loaded: Loaded) -> Runner:

@@ -41,6 +41,7 @@ class WorkerConfig:
     block_size: int
     num_kvcache_blocks: int | None
     attention_backend: str
+    threads: int | None
     load_timeout_s: float
     warmup_timeout_s: float
     step_timeout_s: float
@@ -73,6 +74,7 @@ def parse(arguments: list[str]) -> WorkerConfig:
         block_size=a.kvcache_block_size,
         num_kvcache_blocks=a.num_kvcache_blocks,
         attention_backend=a.attention_backend,
+        threads=a.threads,
         load_timeout_s=a.load_timeout_s,
         warmup_timeout_s=a.warmup_timeout_s,
         step_timeout_s=a.step_timeout_s,
@@ -121,6 +123,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--enforce-eager", action="store_true", help="no captured graphs; no effect on CPU")
     add("--attention-backend", choices=("auto", "torch"), default="auto", help="[auto]")
+    add(
+        "--threads",
+        type=_count,
+        metavar="N",
+        help="of arithmetic on CPU [1 for small models, else all cores]",
+    )
     add(
         "--tensor-parallel-size",
         type=_count,
