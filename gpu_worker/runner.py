@@ -78,7 +78,7 @@ class Runner:
             attention=self.attention,
             cache=self.cache,
             work=self.attention.plan(step.batch, self.slots.block_table),
-            rotary=self.rotary.index_select(1, step.positions),
+            rotary=self.rotary.index_select(0, step.positions),
         )
         return self.model(step.tokens, context)
 

@@ -61,11 +61,11 @@ class Attention(Protocol):
     def plan(self, batch: Batch, block_table: Tensor) -> Any:
         """Everything about the step that layers share. block_table: [slots, blocks]."""
 
-    def write(self, kv: Tensor, cache: Tensor, work: Any) -> None:
-        """Puts keys, then values [rows, 2 · kv_heads, head_dim] into a layer's cache."""
+    def forward(self, qkv: Tensor, norm: "QKNormRope", layer: int, context: "Context") -> Tensor:
+        """Merged projections [rows, (heads + 2 · kv_heads) · head_dim] → [rows, heads · head_dim].
 
-    def attend(self, queries: Tensor, cache: Tensor, work: Any) -> Tensor:
-        """Scaled queries [rows, heads, head_dim] → [rows, heads · head_dim]; all keys are written before."""
+        Norm and rotation of queries and keys, keys and values into the layer's cache, then attention.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Context:
     attention: Attention
     cache: Tensor  # [layers, …]
     work: Any  # the backend's plan of this step
-    rotary: Tensor  # [2, rows, 1, head_dim]
+    rotary: Tensor  # [rows, 2, head_dim]
 
 
 def choose(name: str, device: str) -> type[Any]:

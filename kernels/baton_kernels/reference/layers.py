@@ -16,25 +16,25 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 def rotary_table(positions: int, head_dim: int, theta: float) -> Tensor:
-    """float32 [2, positions, 1, head_dim]: cosines; sines, those of the lower half negated.
+    """float32 [positions, 2, head_dim]: cosines; sines, those of the lower half negated.
 
     So that the rotation of x is x · cosines + (x with its halves exchanged) · sines (Su et al. 2021).
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
     angles = torch.outer(torch.arange(positions, dtype=torch.float32), 1.0 / theta**exponents)
     cosines, sines = angles.cos(), angles.sin()
-    return torch.stack((torch.cat((cosines, cosines), -1), torch.cat((-sines, sines), -1)))[:, :, None]
+    return torch.stack((torch.cat((cosines, cosines), -1), torch.cat((-sines, sines), -1)), dim=1)
 
 
 def qk_norm_rope(qkv: Tensor, weight: Tensor, eps: float, rotary: Tensor) -> None:
     """Norm per head and rotation of the first len(weight) heads of `qkv`, in place; the others are values.
 
-    qkv: [rows, heads, head_dim]; weight, rotary: float32 [heads normed, head_dim], [2, rows, 1, head_dim].
+    qkv: [rows, heads, head_dim]; weight, rotary: float32 [heads normed, head_dim], [rows, 2, head_dim].
     """
     x = qkv[:, : weight.shape[0]]
     normed = torch.rms_norm(x.float(), x.shape[-1:], None, eps).mul_(weight)
     exchanged = normed.roll(normed.shape[-1] // 2, -1)
-    x.copy_(normed.mul_(rotary[0]).add_(exchanged.mul_(rotary[1])))
+    x.copy_(normed.mul_(rotary[:, :1]).add_(exchanged.mul_(rotary[:, 1:])))
 
 
 def write_kv(kv: Tensor, cache: Tensor, places: Tensor) -> None:
