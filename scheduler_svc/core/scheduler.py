@@ -21,6 +21,7 @@ import numpy as np
 from baton_wire.columns import TOKEN, Column
 from baton_wire.plan import RELEASE, Plan
 from baton_wire.result import NO_TOKEN, End, Result
+from baton_wire.state import Occupancy
 from scheduler_svc.core.block_pool import BlockPool
 from scheduler_svc.core.decode_ring import DecodeRing
 from scheduler_svc.core.prefix_index import PrefixIndex
@@ -243,35 +244,36 @@ class Scheduler:
     def apply(self, result: Result) -> Outcome:
         """Takes the result of the oldest plan in flight into the confirmed view.
 
-        Raises `DesyncError` where step, rows or state hash are not those of that plan; the worker's session
-        is of no use then.
+        Raises `DesyncError` where step, rows, ends or state hash cannot be those of that plan. Nothing of the
+        result is kept then, so that `evacuate`, all that may follow, moves what owners have been given.
         """
         flight = self._flights[0] if self._flights else None
         if flight is None or result.step != flight.step or len(result.tokens) != flight.row_bound:
             raise DesyncError(f"result of step {result.step}, {len(result.tokens)} rows: not asked for")
         self._flights.popleft()
         started = self._repeat(flight)
-        numerical = {int(e["slot"]) for e in result.ends if e["reason"] == End.NUMERICAL}
-        rows = self._advance(flight, result.tokens, numerical)
-        sampled = [c[0] for c in flight.chunks if c[1] and c[0] not in numerical]
-        if sampled:
-            self._start_decodes(flight, result.tokens)
-            rows = np.concatenate((rows, np.array(sampled, rows.dtype)))
-        if np.count_nonzero(result.tokens != NO_TOKEN) != len(rows):
-            raise DesyncError(f"step {result.step}: rows sampled that should not have")
-        owners = self.slots.owner[rows]
-        wanted = owners != NOBODY
-        tokens = result.tokens[rows]
-        ended = self._end(result)
-        self._applied, self._hash = flight.step, self.slots.hash(flight.row_bound)
-        if self._hash != result.state_hash:
+        begun = [chunk for chunk in flight.chunks if chunk[1] and result.tokens[chunk[0]] != NO_TOKEN]
+        rows = self._sampled(flight, result)
+        state_hash = self.slots.hash_after(result.tokens, [c[0] for c in begun], result.ends["slot"])
+        if state_hash != result.state_hash:
             raise DesyncError(f"step {result.step}: state hash differs")
+        self._applied, self._hash = flight.step, state_hash
+        for sequence in started:
+            sequence.started = True
+        decoded = rows[self.slots.occupancy[rows] == Occupancy.DECODE] if begun else rows
+        self._advance(decoded, result.tokens[decoded])
+        self._start_decodes(begun, result.tokens)
+        owners, tokens = self.slots.owner[rows], result.tokens[rows]
+        wanted = owners != NOBODY
         if not wanted.all():
             owners, tokens = owners[wanted], tokens[wanted]
-        return Outcome(owners, tokens, ended, started)
+        return Outcome(owners, tokens, self._end(result), started)
 
     def _repeat(self, flight: Flight) -> list[Sequence]:
-        """Releases, admissions and chunks of a plan that the worker has now executed."""
+        """Releases, admissions and chunks of a plan that the worker has now executed.
+
+        Returns the sequences whose owners are to be told of their first admission.
+        """
         slots, started = self.slots, []
         for slot in flight.releases:
             slots.free(slot)
@@ -279,25 +281,34 @@ class Scheduler:
             live = self._holder[slot] is sequence
             slots.admit(slot, sequence, flight.step, cached, sequence.owner if live else NOBODY)
             if live and not sequence.started:
-                sequence.started = True
                 started.append(sequence)
         for slot, _, start, count in flight.chunks:
             slots.length[slot] = start + count
         return started
 
-    def _advance(self, flight: Flight, tokens: Column, numerical: set[int]) -> Column:
-        """Slots that decoded before take their tokens; returns them. Completed blocks are indexed."""
-        rows = self.slots.decoding(flight.row_bound)
-        if numerical:
-            rows = rows[~np.isin(rows, list(numerical))]
-        sampled = tokens[rows]
-        if len(sampled) and sampled.min() == NO_TOKEN:
-            raise DesyncError(f"step {flight.step}: a decoding row sampled no token")
+    def _sampled(self, flight: Flight, result: Result) -> Column:
+        """Slots that took a token with this step, ascending: those that decode, and whose prompt ended.
+
+        Changes nothing. Raises `DesyncError` where others did, or others ended.
+        """
+        due = self.slots.occupancy[: flight.row_bound] == Occupancy.DECODE
+        if flight.chunks:
+            due[[slot for slot, last, _, _ in flight.chunks if last]] = True
+        ended = result.ends["slot"]
+        if len(ended):
+            if not due[ended].all() or len(np.unique(ended)) != len(ended):
+                raise DesyncError(f"step {result.step}: a slot ended that did not run, or ended twice")
+            due[ended[result.ends["reason"] == End.NUMERICAL]] = False
+        if (due != (result.tokens != NO_TOKEN)).any():
+            raise DesyncError(f"step {result.step}: other rows sampled than should have")
+        return np.flatnonzero(due)
+
+    def _advance(self, rows: Column, sampled: Column) -> None:
+        """Slots that decoded before take their tokens. Completed blocks are indexed."""
         crossing = self.slots.advance(rows, sampled)
         if len(crossing):
             self._complete(crossing)
         self.slots.write(rows, sampled)
-        return rows
 
     def _complete(self, rows: Column) -> None:
         """Each row's decode filled a block: its tokens go to history, the block into the index."""
@@ -312,13 +323,11 @@ class Scheduler:
             sequence.history += tokens
             self._index(sequence, self.index.next_key(sequence.chain, tokens), tokens, number)
 
-    def _start_decodes(self, flight: Flight, tokens: Column) -> None:
-        """Slots whose prompt ended with this step; the prompt's whole blocks go into the index."""
+    def _start_decodes(self, chunks: list[tuple[int, int, int, int]], tokens: Column) -> None:
+        """These chunks ended a prompt, and a token came of it; its whole blocks go into the index."""
         size = self.limits.block_size
-        for slot, last, start, count in flight.chunks:
+        for slot, _, start, count in chunks:
             token = int(tokens[slot])
-            if not last or token == NO_TOKEN:
-                continue
             sequence, length = self.slots.sequence[slot], start + count
             assert sequence is not None and len(sequence.tokens) == length
             whole = length - length % size
@@ -345,8 +354,7 @@ class Scheduler:
         ended = []
         for slot, reason in result.ends.tolist():
             sequence = self.slots.sequence[slot]
-            if sequence is None:
-                raise DesyncError(f"step {result.step}: slot {slot} ended but was free")
+            assert sequence is not None
             self.slots.free(slot)
             if self._holder[slot] is sequence:
                 self._vacate(sequence, release=False)

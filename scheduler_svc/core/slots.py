@@ -41,10 +41,6 @@ class Slots:
         self.occupancy[slot] = Occupancy.FREE
         self.owner[slot] = NOBODY
 
-    def decoding(self, bound: int) -> Column:
-        """Slots below `bound` that decode, ascending."""
-        return np.flatnonzero(self.occupancy[:bound] == Occupancy.DECODE)
-
     def advance(self, rows: Column, tokens: Column) -> Column:
         """Decoding slots `rows` sampled `tokens`, one each. Returns the rows whose block is now complete.
 
@@ -72,13 +68,20 @@ class Slots:
         self.tail[slot, : len(rest)] = rest
         self.tail[slot, len(rest)] = token
 
-    def hash(self, bound: int) -> int:
-        """State hash of the occupied slots below `bound`."""
-        rows = np.flatnonzero(self.occupancy[:bound])
+    def hash_after(self, tokens: Column, begun: list[int], ended: Column) -> int:
+        """State hash of the slots below len(tokens) once these are taken in. Changes nothing.
+
+        tokens: one for each slot that decodes, and for those in `begun`, whose prompt was at its end; no
+        other slot has any. ended: slots that are free then.
+        """
+        bound = len(tokens)
+        occupancy = self.occupancy[:bound]
+        length = self.length[:bound] + (occupancy == Occupancy.DECODE)
+        if begun or len(ended):
+            occupancy = occupancy.copy()
+            occupancy[begun] = Occupancy.DECODE
+            occupancy[ended] = Occupancy.FREE
+        rows = np.flatnonzero(occupancy)
         return state_hash(
-            self._numbers[rows],
-            self.admitted[rows],
-            self.length[rows],
-            self.occupancy[rows],
-            self.last_token[rows],
+            self._numbers[rows], self.admitted[rows], length[rows], occupancy[rows], tokens[rows]
         )
