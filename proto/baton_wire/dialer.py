@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from baton_wire.errors import WireError
+from baton_wire.errors import VersionError, WireError
 from baton_wire.frame import Frame, FrameKind
 from baton_wire.hello import Refusal
 from baton_wire.session import BEAT_S, Counters, Link, NoSessionError, Received, decode_frame
@@ -55,6 +55,10 @@ class Dialer:
     def receive(self, data: bytes | memoryview, now: float) -> Received:
         """Takes bytes of the listener. Never raises."""
         frame = decode_frame(data, self._counters)
+        if isinstance(frame, VersionError):
+            if self.link is None:
+                self.refused = Refusal("WIRE_VERSION", str(frame))
+            return Received()
         if frame is None:
             return Received()
         if frame.kind is FrameKind.WELCOME or frame.kind is FrameKind.REFUSE:

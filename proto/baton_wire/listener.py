@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from baton_wire.errors import VersionError
 from baton_wire.frame import Frame, FrameKind
 from baton_wire.hello import Refusal
 from baton_wire.session import BEAT_S, RESEND_AFTER_S, Counters, Link, NoSessionError, decode_frame
@@ -42,7 +43,7 @@ class Listener:
         self._sessions: dict[bytes, _Session] = {}
         self._asking: dict[bytes, int] = {}  # nonce of a hello that the owner has not answered
         self._spent: OrderedDict[tuple[bytes, int], None] = OrderedDict()  # nonces of sessions, oldest first
-        self._reset_s: dict[bytes, float] = {}
+        self._told_s: dict[bytes, float] = {}
         self._counters = Counters()
 
     def counters(self) -> Counters:
@@ -65,6 +66,8 @@ class Listener:
     def receive(self, peer: bytes, data: bytes | memoryview, now: float) -> Event:
         """Takes bytes of `peer`. Never raises."""
         frame = decode_frame(data, self._counters)
+        if isinstance(frame, VersionError):
+            return Event(replies=self._seldom(peer, Frame(FrameKind.REFUSE, 0, 0, 0), now))
         if frame is None:
             return Event()
         if frame.kind is FrameKind.HELLO:
@@ -72,7 +75,8 @@ class Listener:
         session = self._sessions.get(peer)
         if session is None or frame.epoch != session.link.epoch:
             self._counters.fenced += 1
-            return Event(replies=self._reset(peer, frame.epoch, 0, now) if frame.epoch else [])
+            reset = Frame(FrameKind.RESET, frame.epoch, 0, 0)
+            return Event(replies=self._seldom(peer, reset, now) if frame.epoch else [])
         received = session.link.receive(frame, now)
         if received.closed:
             self.drop(peer)
@@ -128,20 +132,21 @@ class Listener:
         if self._asking.get(peer) == frame.sequence:
             return Event()
         if (peer, frame.sequence) in self._spent:  # late, of a session that is over
-            return Event(replies=self._reset(peer, 0, frame.sequence, now))
+            reset = Frame(FrameKind.RESET, 0, frame.sequence, 0)
+            return Event(replies=self._seldom(peer, reset, now))
         self.drop(peer)
         self._asking[peer] = frame.sequence
         return Event(closed=session is not None, hello=bytes(frame.payload))
 
-    def _reset(self, peer: bytes, epoch: int, nonce: int, now: float) -> list[bytes]:
-        """RESET, at most once per peer in `RESEND_AFTER_S`."""
-        if now - self._reset_s.get(peer, float("-inf")) < RESEND_AFTER_S:
+    def _seldom(self, peer: bytes, answer: Frame, now: float) -> list[bytes]:
+        """What a peer without session is told, RESET or REFUSE: at most once in `RESEND_AFTER_S`."""
+        if now - self._told_s.get(peer, float("-inf")) < RESEND_AFTER_S:
             return []
-        if len(self._reset_s) >= _REMEMBERED_NONCES:
-            self._reset_s.clear()
-        self._reset_s[peer] = now
-        self._counters.resets += 1
-        return [Frame(FrameKind.RESET, epoch, nonce, 0).encode()]
+        if len(self._told_s) >= _REMEMBERED_NONCES:
+            self._told_s.clear()
+        self._told_s[peer] = now
+        self._counters.resets += answer.kind is FrameKind.RESET
+        return [answer.encode()]
 
 
 def _welcome(session: _Session) -> bytes:

@@ -186,12 +186,13 @@ class Link:
         return Frame(kind, self.epoch, self._expected, self._expected - 1).encode()
 
 
-def decode_frame(data: bytes | memoryview, counters: Counters) -> Frame | None:
+def decode_frame(data: bytes | memoryview, counters: Counters) -> Frame | VersionError | None:
     """The frame in `data`, or None where it is none; counted, since bytes may be damaged on their way."""
     try:
         return Frame.decode(data)
-    except VersionError:
+    except VersionError as error:
         counters.versions += 1
+        return error
     except WireError:
         counters.malformed += 1
     return None

@@ -2,6 +2,7 @@
 
 import hypothesis.strategies as st
 import pytest
+import xxhash
 from hypothesis import given
 
 from baton_wire.frame import Frame, FrameKind
@@ -115,6 +116,23 @@ def test_refusal():
     dialer.receive(answer[0], 1)
     assert dialer.refused == refusal
     assert dialer.tick(100) == [] and dialer.link is None and listener.peers() == []
+
+
+def test_another_wire_version_is_refused_by_name():
+    """Neither end can read the other, but both see why."""
+    listener, dialer = Listener(1), Dialer(b"hello", lambda: 7)
+    answers = listener.receive(PEER, of_version(2, dialer.tick(0)[0]), 0).replies
+    assert listener.peers() == [] and kinds(answers) == [FrameKind.REFUSE]
+    dialer.receive(of_version(3, answers[0]), 0)
+    assert dialer.refused is not None and dialer.refused.reason == "WIRE_VERSION"
+    assert "wire version 3, this build speaks 1" in dialer.refused.message
+    assert listener.counters().versions == dialer.counters().versions == 1
+
+
+def of_version(version, data):
+    """The frame as another build would seal it."""
+    body = data[:4] + bytes((version,)) + data[5:-8]
+    return body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
 
 
 def test_epochs_grow_and_wrap_past_zero():
