@@ -149,3 +149,19 @@ def test_noise_is_what_the_contract_says():
         for value, token in zip(row, ids, strict=True):
             fraction = ((split_mix(seed, place, token) >> 12) + 0.5) * 2.0**-52
             assert value == pytest.approx(-math.log(fraction), rel=1e-14)
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0, 8.0])
+@pytest.mark.parametrize(
+    "filters", [{"top_p": 0.9}, {"top_p": 0.9999}, {"top_k": 1500, "top_p": 0.9}], ids=str
+)
+def test_filters_of_a_large_vocabulary_leave_what_they_should(spread, filters):
+    """A filtered draw is the same as an unfiltered one from logits without the tokens that are out."""
+    logits = torch.randn(4, 4000, generator=torch.Generator().manual_seed(5)) * spread
+    settings = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "top_k": 0} | filters
+    for row in logits:
+        p = torch.from_numpy(expected(row.double().numpy(), **settings))
+        left = torch.where(p > 0, row, -torch.inf)
+        filtered, _ = reference.sample(row.repeat(50, 1), rows(50, **filters))
+        unfiltered, _ = reference.sample(left.repeat(50, 1), rows(50))
+        assert filtered.tolist() == unfiltered.tolist()

@@ -18,6 +18,8 @@ def _signed(word: int) -> int:
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 _MANTISSA_BITS = 52
+_TILE = 1 << 18  # probabilities sampled at a time on CPU: all that is made of them should stay in cache
+_NUCLEUS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +50,15 @@ def sample(logits: Tensor, rows: SamplingRows | None) -> tuple[Tensor, Tensor]:
     tokens = logits.argmax(-1)
     if rows is not None:
         random = ((rows.temperature > 0) & finite).nonzero().squeeze(-1)
-        tokens[random] = _sample_random(logits[random], maximum[random], rows[random])
+        for some in random.split(max(1, _TILE // logits.shape[1])):
+            tokens[some] = _sample_random(logits[some], maximum[some], rows[some])
     return tokens, finite
 
 
 def _sample_random(logits: Tensor, maximum: Tensor, rows: SamplingRows) -> Tensor:
     """Token ids of rows with a temperature: the largest of probability / exponential noise wins."""
     weights = logits.sub_(maximum).div_(rows.temperature[:, None]).exp_()  # the largest is 1
-    keep = _floor(weights, rows)
-    weights = torch.where(weights >= keep, weights, 0).double()
+    weights = torch.where(weights >= _floor(weights, rows), weights, 0).double()
     ids = torch.arange(weights.shape[-1], device=weights.device)
     return weights.div_(exponential(rows.seed, rows.position, ids)).argmax(-1)
 
@@ -67,29 +69,37 @@ def _floor(weights: Tensor, rows: SamplingRows) -> Tensor:
     Tokens as likely as the last one that is in are in too.
     """
     floor = rows.min_p[:, None].clone()
-    vocabulary = weights.shape[-1]
-    limited = (rows.top_k > 0) & (rows.top_k < vocabulary)
-    for some in (limited.nonzero().squeeze(-1), (~limited & (rows.top_p < 1)).nonzero().squeeze(-1)):
-        if not len(some):
-            continue
-        k = (
-            rows.top_k[some, None]
-            if limited[some[0]]
-            else torch.full_like(rows.top_k[some, None], vocabulary)
-        )
-        best = weights[some].topk(int(k.max()), sorted=True).values
-        floor[some] = torch.maximum(floor[some], _nucleus(best, k, rows.top_p[some, None]))
+    limited = (rows.top_k > 0) & (rows.top_k < weights.shape[-1])
+    for of, some in (
+        (_limited_floor, limited.nonzero().squeeze(-1)),
+        (_unlimited_floor, (~limited & (rows.top_p < 1)).nonzero().squeeze(-1)),
+    ):
+        if len(some):
+            floor[some] = torch.maximum(floor[some], of(weights[some], rows[some]))
     return floor
 
 
-def _nucleus(best: Tensor, k: Tensor, top_p: Tensor) -> Tensor:
-    """The least weight among the fewest of the `k` best that reach the share `top_p`; best: descending."""
-    rank = torch.arange(best.shape[-1], device=best.device)
-    reached = torch.where(rank < k, best, 0).double().cumsum(-1)
-    before = reached - torch.where(rank < k, best, 0).double()
-    inside = (before < top_p.double() * reached[:, -1:]) | (top_p >= 1)
-    last = (inside & (rank < k)).sum(-1, keepdim=True).sub_(1).clamp_min_(0)
-    return best.gather(-1, last)
+def _limited_floor(weights: Tensor, rows: SamplingRows) -> Tensor:
+    """Top-k, and top-p of those k."""
+    k, top_p = rows.top_k[:, None], rows.top_p[:, None]
+    best = weights.topk(int(k.max())).values
+    best = torch.where(torch.arange(best.shape[-1], device=best.device) < k, best, 0).double()
+    reached = best.cumsum(-1)
+    inside = (reached - best < top_p.double() * reached[:, -1:]) | (top_p >= 1)
+    last = (inside & (best > 0)).sum(-1, keepdim=True).sub_(1)
+    return best.gather(-1, last).float()
+
+
+def _unlimited_floor(weights: Tensor, rows: SamplingRows) -> Tensor:
+    """Top-p of the whole vocabulary: nearly always of a few tokens, so that no sort of all is needed."""
+    share = rows.top_p[:, None].double() * weights.double().cumsum(-1)[:, -1:]
+    for count in (min(_NUCLEUS, weights.shape[-1]), weights.shape[-1]):
+        best = weights.topk(count).values
+        before = best.double().cumsum(-1) - best.double()
+        inside = (before < share).sum(-1, keepdim=True)
+        if int(inside.max()) < count:
+            break
+    return best.gather(-1, inside.sub_(1))
 
 
 def exponential(seed: Tensor, position: Tensor, ids: Tensor) -> Tensor:
