@@ -8,7 +8,7 @@ from baton_kernels import reference
 from baton_wire import state
 from baton_wire.result import End
 
-COMPANIES = (1, 2, 3, 5, 8, 13, 64, 200)  # numbers of rows
+COMPANIES = (1, 2, 3, 5, 8, 13, 37, 64, 199, 200)  # numbers of rows
 
 
 def normal(*shape, seed=0):
@@ -36,7 +36,7 @@ def test_rms_norm(size):
         assert torch.equal(reference.rms_norm(total[:rows].clone(), weight, 1e-6), normed[:rows])
 
 
-@pytest.mark.parametrize("size", [1, 31, 384, 3072])
+@pytest.mark.parametrize("size", [1, 31, 384, 3001, 3072])
 @pytest.mark.usefixtures("threads")
 def test_silu_mul(size):
     x = normal(200, 2 * size) * 5
