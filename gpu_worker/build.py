@@ -4,6 +4,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from baton_kernels import reference
 from baton_wire.columns import TOKEN
 from baton_wire.hello import WorkerHello
 from baton_wire.plan import ADMISSION, APPEND, CHUNK, Plan
+from baton_wire.result import Result
 from gpu_worker import loader, models
-from gpu_worker.attention import Attention, AttentionShape, choose
+from gpu_worker.attention import AttentionShape, HostAttention, choose
 from gpu_worker.config import WorkerConfig
 from gpu_worker.errors import ConfigError
 from gpu_worker.exactness import row_multiple
@@ -45,9 +47,13 @@ def load_model(config: WorkerConfig) -> Loaded:
     folder = loader.locate(config.model)
     model_config = models.read_config(Fields(folder / "config.json"))
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-    model = models.build(model_config, dtype)
+    with torch.device(config.device):
+        model = models.build(model_config, dtype)
     _set_threads(config.threads, model)
-    loader.load(model, folder)
+    if config.load_format == "dummy":
+        loader.fill(model)
+    else:
+        loader.load(model, folder)
     log.info("weights loaded model=%s dtype=%s seconds=%.1f", folder, dtype, time.monotonic() - started)
     return Loaded(folder, model_config, model, dtype)
 
@@ -59,8 +65,39 @@ def _set_threads(asked: int | None, model: Model) -> None:
         torch.set_num_threads(asked or 1)
 
 
-def make_runner(config: WorkerConfig, loaded: Loaded) -> Runner:
-    """Sizes the cache, tests exactness and warms up. Raises `ConfigError`."""
+class AnyRunner(Protocol):
+    """What the process needs of a runner: steps in, results out when they are through, in step order."""
+
+    @property
+    def limits(self) -> Limits:
+        """What it can hold."""
+
+    @property
+    def outstanding(self) -> int:
+        """Steps that may not be through yet."""
+
+    def submit(self, plan: Plan) -> None:
+        """Starts a step. Raises `PlanError` where the plan does not fit the slot table."""
+
+    def finished(self) -> list[Result]:
+        """Results of steps that are through; does not wait."""
+
+    def reset(self) -> None:
+        """Forgets every sequence, and every step not through."""
+
+
+def make_runner(config: WorkerConfig, loaded: Loaded) -> AnyRunner:
+    """The runner for the configured device, warmed up. Raises `ConfigError`."""
+    choose(config.attention_backend, config.device)  # refuses before anything long begins
+    if config.device == "cpu":
+        return _make_cpu_runner(config, loaded)
+    from gpu_worker.cuda.build import make_runner as make_cuda_runner  # needs triton
+
+    return make_cuda_runner(config, loaded)
+
+
+def _make_cpu_runner(config: WorkerConfig, loaded: Loaded) -> Runner:
+    """Sizes the cache, tests exactness and warms up."""
     c, model = loaded.config, loaded.model
     shape = AttentionShape(c.heads, c.kv_heads, c.head_dim, config.block_size)
     device = torch.device(config.device)
@@ -95,7 +132,7 @@ def hello(config: WorkerConfig, loaded: Loaded, limits: Limits, fingerprint: str
     )
 
 
-def _limits(config: WorkerConfig, loaded: Loaded, attention: Attention) -> Limits:
+def _limits(config: WorkerConfig, loaded: Loaded, attention: HostAttention) -> Limits:
     c = loaded.config
     length = config.max_model_len or c.max_positions
     if length > c.max_positions:

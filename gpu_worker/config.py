@@ -35,6 +35,9 @@ class WorkerConfig:
     group: str
     device: str
     dtype: str
+    load_format: str
+    enforce_eager: bool
+    gpu_memory_utilization: float
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int | None
@@ -62,12 +65,17 @@ def parse(arguments: list[str]) -> WorkerConfig:
         )
     if a.kvcache_block_size & (a.kvcache_block_size - 1):
         raise ConfigError(f"--kvcache-block-size {a.kvcache_block_size}: not a power of two")
+    device = _device(a.device)
+    dtype = ("float32" if device == "cpu" else "bfloat16") if a.dtype == "auto" else a.dtype
     return WorkerConfig(
         model=a.model,
         endpoint=a.connect or ipc_endpoint((a.run_dir or default_run_dir()).absolute() / _SOCKET),
         group=a.group or f"{socket.gethostname()}-{os.getpid()}",
-        device=_device(a.device),
-        dtype=a.dtype,
+        device=device,
+        dtype=dtype,
+        load_format=a.load_format,
+        enforce_eager=a.enforce_eager,
+        gpu_memory_utilization=a.gpu_memory_utilization,
         max_num_seqs=a.max_num_seqs,
         max_num_batched_tokens=a.max_num_batched_tokens,
         max_model_len=a.max_model_len,
@@ -83,8 +91,15 @@ def parse(arguments: list[str]) -> WorkerConfig:
 
 
 def _device(asked: str) -> str:
+    """`cpu`, or `cuda` where that is asked for and there is one. auto: the best there is."""
+    if asked == "cpu":
+        return "cpu"
+    import torch  # slow to load, so not before it is needed
+
+    if torch.cuda.is_available():
+        return "cuda"
     if asked == "cuda":
-        raise ConfigError("--device cuda: this build runs on CPU only")
+        raise ConfigError("--device cuda: torch finds no CUDA device")
     return "cpu"
 
 
@@ -104,7 +119,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--group", metavar="NAME", help="name of this copy of the model in logs [HOST-PID]")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="[auto]")
-    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="[auto: float32 on CPU]")
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="[auto: float32 on CPU]",
+    )
+    add(
+        "--load-format",
+        choices=("auto", "dummy"),
+        default="auto",
+        help="dummy: random weights, for benchmarks; only config.json and the tokenizer are read [auto]",
+    )
     add("--max-num-seqs", type=_count, default=64, metavar="N", help="sequences that run at a time [64]")
     add("--max-num-batched-tokens", type=_count, default=2048, metavar="N", help="tokens of one step [2048]")
     add(
@@ -122,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         help="for GPUs; no effect on CPU [0.9]",
     )
     add("--enforce-eager", action="store_true", help="no captured graphs; no effect on CPU")
-    add("--attention-backend", choices=("auto", "torch"), default="auto", help="[auto]")
+    add("--attention-backend", choices=("auto", "torch", "triton"), default="auto", help="[auto]")
     add(
         "--threads",
         type=_count,

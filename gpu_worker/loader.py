@@ -70,6 +70,18 @@ def load(model: Layer, folder: Path) -> None:
             layer.prepare()
 
 
+def fill(model: Layer) -> None:
+    """Random weights in place of a checkpoint's, small enough that activations stay finite."""
+    with torch.inference_mode():
+        for name, view in parts_of(model):
+            if "norm" in name:
+                view.fill_(1.0)
+            else:
+                view.normal_(0.0, 0.02)
+        for _, layer in walk(model):
+            layer.prepare()
+
+
 def _files(folder: Path) -> dict[Path, list[str]]:
     """Tensor names by file, checked: what the index says is there."""
     index = folder / _INDEX

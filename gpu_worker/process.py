@@ -3,6 +3,7 @@
 import logging
 import signal
 import sys
+import time
 from types import FrameType
 
 from baton_wire.errors import WireError
@@ -12,12 +13,12 @@ from baton_wire.worker_session import Refused, WorkerSession
 from gpu_worker import build
 from gpu_worker.config import WorkerConfig
 from gpu_worker.errors import CheckpointError, ConfigError, WorkerError
-from gpu_worker.runner import Runner
 from gpu_worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
+_SPIN_S = 20e-6  # between looks at a device that is busy
 _REFUSED_EXIT_CODE = 69
 
 
@@ -83,17 +84,21 @@ def _run(config: WorkerConfig) -> int:
 
 
 def serve(
-    session: WorkerSession, runner: Runner, watchdog: Watchdog, step_timeout_s: float, stop: _Stop
+    session: WorkerSession, runner: build.AnyRunner, watchdog: Watchdog, step_timeout_s: float, stop: _Stop
 ) -> None:
     """The loop: plans in, results out, until asked to stop; across sessions, each with a fresh table."""
     epoch = 0
     while not stop.asked:
-        plans = session.poll(_POLL_S)
+        plans = session.poll(0.0 if runner.outstanding else _POLL_S)
         if session.epoch != epoch:
             epoch = session.epoch
             if epoch:
                 log.info("session epoch=%d", epoch)
         for plan in plans:
             with watchdog.phase(f"step {plan.step}", step_timeout_s):
-                result = runner.execute(plan)
+                runner.submit(plan)
+        results = runner.finished()
+        for result in results:
             session.reply(result)
+        if runner.outstanding and not plans and not results:
+            time.sleep(_SPIN_S)

@@ -13,7 +13,7 @@ from baton_kernels import reference
 from baton_wire.columns import TOKEN, Column
 from baton_wire.plan import Plan
 from baton_wire.result import ENDED, NO_TOKEN, Result
-from gpu_worker.attention import Attention, Context
+from gpu_worker.attention import Context, HostAttention
 from gpu_worker.attention.interface import Numbers
 from gpu_worker.batch import Step, lay_out
 from gpu_worker.limits import Limits
@@ -25,11 +25,18 @@ class Runner:
     """One rank: model, cache and slot table. Not to be shared between threads."""
 
     def __init__(
-        self, model: Model, attention: Attention, cache: Tensor, rotary: Tensor, limits: Limits, rank: int = 0
+        self,
+        model: Model,
+        attention: HostAttention,
+        cache: Tensor,
+        rotary: Tensor,
+        limits: Limits,
+        rank: int = 0,
     ) -> None:
         """cache: of `limits.num_blocks` blocks; rotary: for `limits.max_model_len` positions."""
         self.model, self.attention, self.cache, self.rotary = model, attention, cache, rotary
         self.limits, self.rank = limits, rank
+        self._finished: list[Result] = []
         width = -(-limits.max_model_len // limits.block_size)
         self.slots = SlotTable(
             limits.max_slots,
@@ -41,7 +48,19 @@ class Runner:
 
     def reset(self) -> None:
         """Forgets every sequence."""
+        self._finished.clear()
         self.slots.reset()
+
+    outstanding = 0  # a step is through when it has been submitted
+
+    def submit(self, plan: Plan) -> None:
+        """Executes a step; `finished` has its result. Raises as `execute`."""
+        self._finished.append(self.execute(plan))
+
+    def finished(self) -> list[Result]:
+        """Results not picked up yet, in step order."""
+        finished, self._finished = self._finished, []
+        return finished
 
     @torch.inference_mode()
     def execute(self, plan: Plan) -> Result:

@@ -20,17 +20,25 @@ class Watchdog:
 
     @contextmanager
     def phase(self, name: str, limit_s: float) -> Iterator[None]:
-        """Ends the process unless the body is over within `limit_s` seconds (and a tenth)."""
-        self._phase = (name, limit_s, time.monotonic() + limit_s)
+        """Ends the process unless the body is over within `limit_s` seconds (noticed within a tenth)."""
+        phase = self._phase = (name, limit_s, time.monotonic() + limit_s)
         try:
             yield
         finally:
             self._phase = None
+            _check(phase)  # it may have been over before anybody looked
 
     def _watch(self) -> None:
         while True:
             time.sleep(_LOOK_S)
             phase = self._phase
-            if phase is not None and time.monotonic() > phase[2]:
-                print(f"gpu_worker: {phase[0]} took longer than {phase[1]:g} s", file=sys.stderr, flush=True)
-                os._exit(_EXIT_CODE)
+            if phase is not None:
+                _check(phase)
+
+
+def _check(phase: tuple[str, float, float]) -> None:
+    """Ends the process where the phase is past its end."""
+    name, limit_s, end_s = phase
+    if time.monotonic() > end_s:
+        print(f"gpu_worker: {name} took longer than {limit_s:g} s", file=sys.stderr, flush=True)
+        os._exit(_EXIT_CODE)

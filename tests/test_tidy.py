@@ -34,7 +34,7 @@ ALLOWED_IMPORTS = {
     "clients/baton_client": {"baton.inference", "google", "grpc", "grpc_status", "rich", "tqdm"},
     "gpu_worker": {
         *("baton_kernels", "baton_wire", "flash_attn", "huggingface_hub", "numpy"),
-        *("safetensors", "tokenizers", "torch", "transformers", "xxhash", "zmq"),
+        *("safetensors", "tokenizers", "torch", "tqdm", "transformers", "xxhash", "zmq"),
     },
     "kernels/baton_kernels": {"torch", "triton"},
     "proto/baton": {"google", "grpc"},

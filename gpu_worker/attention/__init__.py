@@ -1,5 +1,5 @@
 """Attention behind one small interface: a backend plans a step once and then serves every layer with it."""
 
-from gpu_worker.attention.interface import Attention, AttentionShape, Batch, Context, choose
+from gpu_worker.attention.interface import Attention, AttentionShape, Batch, Context, HostAttention, choose
 
-__all__ = ["Attention", "AttentionShape", "Batch", "Context", "choose"]
+__all__ = ["Attention", "AttentionShape", "Batch", "Context", "HostAttention", "choose"]

@@ -4,13 +4,16 @@ Knows nothing of plans, slots' other columns, or sampling.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gpu_worker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gpu_worker.layers.norm import QKNormRope
 
 Numbers = NDArray[np.int64]
 
@@ -45,12 +48,22 @@ class Batch:
 
 
 class Attention(Protocol):
-    """A backend. It owns the layout of the cache: nobody else looks into it."""
+    """What a model needs of a backend, which owns the layout of the cache: nobody else looks into it."""
 
     blocks_multiple: int  # a block table is a multiple of so many blocks wide
 
     def cache(self, layers: int, blocks: int) -> Tensor:
-        """A cache [layers, …] of `blocks` blocks, and the null block, of zeros; its number is `blocks`."""
+        """A cache [layers, …] of `blocks` blocks."""
+
+    def forward(self, qkv: Tensor, norm: "QKNormRope", layer: int, context: "Context") -> Tensor:
+        """Merged projections [rows, (heads + 2 · kv_heads) · head_dim] → [rows, heads · head_dim].
+
+        Norm and rotation of queries and keys, keys and values into the layer's cache, then attention.
+        """
+
+
+class HostAttention(Attention, Protocol):
+    """A backend whose step is planned on the host; its cache has a null block of zeros after the others."""
 
     def is_exact(self) -> bool:
         """Self-test: whether a row's bits are its own here, whatever else is in the step."""
@@ -60,12 +73,6 @@ class Attention(Protocol):
 
     def plan(self, batch: Batch, block_table: Tensor) -> Any:
         """Everything about the step that layers share. block_table: [slots, blocks]."""
-
-    def forward(self, qkv: Tensor, norm: "QKNormRope", layer: int, context: "Context") -> Tensor:
-        """Merged projections [rows, (heads + 2 · kv_heads) · head_dim] → [rows, heads · head_dim].
-
-        Norm and rotation of queries and keys, keys and values into the layer's cache, then attention.
-        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +86,19 @@ class Context:
 
 
 def choose(name: str, device: str) -> type[Any]:
-    """The backend class called `name`, or the best one for `device` where it is `auto`."""
+    """The backend class called `name`, or the best one for `device` where it is `auto`.
+
+    Raises `ConfigError`, saying why, where that backend cannot serve.
+    """
+    cuda = device.startswith("cuda")
+    if name == "triton" or (name == "auto" and cuda):
+        if not cuda:
+            raise ConfigError(f"--attention-backend {name}: its kernels need a CUDA device, not {device}")
+        from gpu_worker.attention.triton_backend import TritonAttention
+
+        return TritonAttention
+    if cuda:
+        raise ConfigError(f"--attention-backend {name}: plans its steps on the host, for CPU only")
     from gpu_worker.attention.torch_backend import TorchAttention
 
-    if name in ("auto", "torch"):
-        return TorchAttention
-    raise ConfigError(f"--attention-backend {name}: not offered on {device}; offered: auto, torch")
+    return TorchAttention

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from baton_kernels import reference
-from gpu_worker.attention.interface import AttentionShape, Batch, Numbers
+from gpu_worker.attention.interface import AttentionShape, Batch, Context, Numbers
 from gpu_worker.exactness import batched_is_exact
+from gpu_worker.layers.norm import QKNormRope
 
 _TILE_PRODUCT_ROWS = 64  # rows · group of a tile of a prompt chunk
 _SPAN_BYTES = 8 << 20  # keys and values gathered at a time: they should still be in cache when used
@@ -115,12 +116,20 @@ class TorchAttention:
             groups.append(self._plan_group(rows, kept, batch, table))
         return Work(torch.from_numpy(places.reshape(-1)), groups)
 
+    def forward(self, qkv: Tensor, norm: QKNormRope, layer: int, context: Context) -> Tensor:
+        """See `Attention.forward`. `context.rotary` has the rows' positions; `context.work` is `Work`."""
+        heads = qkv.view(qkv.shape[0], -1, self.shape.head_dim)
+        norm(heads, context.rotary)
+        cache = context.cache[layer]
+        self.write(heads[:, self.shape.heads :], cache, context.work)
+        return self.attend(heads[:, : self.shape.heads], cache, context.work)
+
     def write(self, kv: Tensor, cache: Tensor, work: Work) -> None:
-        """See `Attention.write`."""
+        """Puts keys, then values [rows, 2 · kv_heads, head_dim] into a layer's cache."""
         reference.write_kv(kv, cache, work.places)
 
     def attend(self, queries: Tensor, cache: Tensor, work: Work) -> Tensor:
-        """See `Attention.attend`."""
+        """Scaled queries [rows, heads, head_dim] → [rows, heads · head_dim]; all keys are written before."""
         out = torch.zeros(queries.shape, dtype=queries.dtype, device=queries.device)
         for group in work.groups:
             self._attend_group(queries, cache, group, out)

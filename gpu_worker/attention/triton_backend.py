@@ -1,6 +1,6 @@
 """Attention by our Triton kernels: norm, rotation and cache write in one, then decode or prompt chunks.
 
-A forward pass here is either a decode step over slots (captured in graphs) or a pass over prompt chunks; `Rows`
+A forward pass here is either a decode step over slots (captured in graphs) or one over prompt chunks: `Rows`
 says which. Cache: [layers, 2, blocks, kv_heads, block_size, head_dim].
 """
 

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _WARM_UPS = 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepRows:
     """What `advance.begin` writes for a step; see `baton_kernels.advance.StepRows`."""
 
@@ -100,7 +100,7 @@ class Decoder:
             graph.replay()
 
     def constrained(self, rows: int, held: Tensor, allowed: Tensor) -> None:
-        """The same with held slots: `held` int64 [n] take part, each under its mask of `allowed` [n, words]."""
+        """The same with held slots: `held` int64 [n] move too, under their masks `allowed` [n, words]."""
         bucket = self.bucket(rows)
         masks = torch.full((len(self._table),), -1, dtype=torch.int32, device=held.device)
         masks[held] = torch.arange(len(held), dtype=torch.int32, device=held.device)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from baton_kernels import reference
+from gpu_worker.layers import ops
 from gpu_worker.layers.parts import Layer, Parts
 
 
@@ -20,8 +21,8 @@ class RMSNorm(Layer):
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(norm of x + residual, x + residual); without a residual, x is the sum."""
         if residual is None:
-            return reference.rms_norm(x, self.weight, self.eps), x
-        return reference.add_rms_norm(x, residual, self.weight, self.eps)
+            return ops.rms_norm(x, self.weight, self.eps), x
+        return ops.add_rms_norm(x, residual, self.weight, self.eps)
 
 
 class QKNormRope(Layer):

@@ -35,5 +35,5 @@ class Model(Layer):
         raise NotImplementedError
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """float32 [rows, vocabulary]."""
+        """[rows, vocabulary]: float32, except on CUDA, where the sampler takes the model's dtype."""
         raise NotImplementedError

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from baton_kernels import reference
 from gpu_worker.attention import Context
 from gpu_worker.fields import Fields
+from gpu_worker.layers import ops
 from gpu_worker.layers.embedding import Embedding
 from gpu_worker.layers.linear import Head, Linear
 from gpu_worker.layers.norm import QKNormRope, RMSNorm
@@ -65,18 +65,13 @@ class Qwen3Attention(Layer):
     """Grouped-query attention with norms on queries and keys."""
 
     def __init__(self, c: Qwen3Config) -> None:
-        self.heads, self.head_dim = c.heads, c.head_dim
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
         self.qkv_proj = Linear(c.hidden, {"q_proj": q, "k_proj": kv, "v_proj": kv}, c.attention_bias)
         self.qk_norm = QKNormRope(c.heads, c.kv_heads, c.head_dim, c.norm_eps)
         self.o_proj = Linear(q, {"o_proj": c.hidden}, c.attention_bias)
 
     def __call__(self, x: Tensor, layer: int, context: Context) -> Tensor:
-        qkv = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim)
-        self.qk_norm(qkv, context.rotary)
-        cache = context.cache[layer]
-        context.attention.write(qkv[:, self.heads :], cache, context.work)
-        return self.o_proj(context.attention.attend(qkv[:, : self.heads], cache, context.work))
+        return self.o_proj(context.attention.forward(self.qkv_proj(x), self.qk_norm, layer, context))
 
 
 class Qwen3MLP(Layer):
@@ -87,7 +82,7 @@ class Qwen3MLP(Layer):
         self.down_proj = Linear(c.intermediate, {"down_proj": c.hidden})
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.down_proj(reference.silu_mul(self.gate_up_proj(x)))
+        return self.down_proj(ops.silu_mul(self.gate_up_proj(x)))
 
 
 class Qwen3Layer(Layer):
@@ -138,5 +133,6 @@ class Qwen3(Model):
         return self.model(tokens, context)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """float32 [rows, vocabulary]."""
-        return self.lm_head(hidden).float()
+        """[rows, vocabulary]: float32, except on CUDA, where the sampler takes the model's dtype."""
+        logits = self.lm_head(hidden)
+        return logits if logits.is_cuda else logits.float()

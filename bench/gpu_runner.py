@@ -1,0 +1,173 @@
+"""Runner-only figures of the CUDA worker: production scheduler and CudaRunner in one process, no sockets.
+
+usage: python bench/gpu_runner.py CONFIG_DIR [--quick]
+
+CONFIG_DIR holds a config.json (weights are random). Prints the roofline first, then decode time per token at
+several batch sizes, time to first token of an 8,000-token prompt (cold, prefix hit) and the throughput of 256
+requests (prompts and outputs of 100 to 1,024 tokens, seed 0), as one JSON line last.
+"""
+
+import argparse
+import json
+import logging
+import random
+import statistics
+import sys
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+
+from baton_wire.columns import TOKEN
+from baton_wire.frontend import Submit
+from baton_wire.plan import SAMPLING, Plan
+from gpu_worker import build
+from gpu_worker.config import parse
+from gpu_worker.cuda.runner import CudaRunner
+from scheduler_svc.core.credit import Credit
+from scheduler_svc.core.scheduler import Scheduler
+from scheduler_svc.core.sequence import Sequence
+from scheduler_svc.core.step import Limits
+
+VOCABULARY = 10_000
+
+
+class Engine:
+    """The core's loop over one runner, without a link."""
+
+    def __init__(self, runner: CudaRunner) -> None:
+        limits = runner.limits
+        self.limits = Limits(
+            max_slots=limits.max_slots,
+            num_blocks=limits.num_blocks,
+            block_size=limits.block_size,
+            max_model_len=limits.max_model_len,
+            max_tokens_per_step=limits.max_tokens_per_step,
+            row_multiple=limits.row_multiple,
+        )
+        self.runner = runner
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything, cached prefixes too."""
+        self.runner.reset()
+        self.scheduler, self.credit, self.owners = Scheduler(self.limits), Credit(), 0
+
+    def run(self, prompts: list[list[int]], lengths: list[int], temperature: float = 0.0) -> dict[str, Any]:
+        """Generates so many tokens for each prompt; seconds, host microseconds per step, device time."""
+        for prompt, length in zip(prompts, lengths, strict=True):
+            sampling = np.array((self.owners, temperature, 1, 0, 0), SAMPLING)
+            submit = Submit(self.owners, np.array(prompt, TOKEN), length, 0, sampling)
+            self.scheduler.add(Sequence.of(self.owners, submit))
+            self.owners += 1
+        start = time.perf_counter()
+        host_us, device_us, steps, tokens = [], 0, 0, 0
+        waiting: deque[int] = deque()
+        while self.scheduler.load or self.scheduler.in_flight:
+            while self.scheduler.in_flight < self.credit.plans:
+                began = time.perf_counter()
+                plan = self.scheduler.schedule()
+                if plan is None:
+                    break
+                self.runner.submit(Plan.decode(plan.encode()))
+                host_us.append((time.perf_counter() - began) * 1e6)
+                waiting.append(plan.step)
+            for result in self.runner.finished():
+                tokens += len(self.scheduler.apply(result).tokens)
+                self.credit.observe(result.exec_us)
+                device_us += result.exec_us
+                steps += 1
+        return {
+            "seconds": time.perf_counter() - start,
+            "host_us": statistics.median(host_us),
+            "device_s": device_us / 1e6,
+            "steps": steps,
+            "tokens": tokens,
+        }
+
+
+def roofline() -> dict[str, float]:
+    """What the device can do: copy bandwidth, TB/s, and bf16 products, TFLOP/s."""
+    a = torch.empty(1 << 30, dtype=torch.int32, device="cuda")
+    b = torch.empty_like(a)
+    x = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
+
+    def timed(call: Any, repeats: int) -> float:
+        call()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(repeats):
+            call()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / repeats / 1e3
+
+    return {
+        "copy_tb_s": round(2 * a.nbytes / timed(lambda: b.copy_(a), 5) / 1e12, 2),
+        "bf16_tflop_s": round(2 * 8192**3 / timed(lambda: x @ x, 10) / 1e12),
+    }
+
+
+def main() -> None:
+    """Measures; JSON last."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model")
+    parser.add_argument("--quick", action="store_true", help="no throughput run")
+    parser.add_argument("--slots", type=int, default=512)
+    parser.add_argument("--eager", action="store_true", help="no captured graphs")
+    a = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    print(json.dumps({"roofline": roofline()}), flush=True)
+    torch.cuda.empty_cache()
+    began = time.perf_counter()
+    options = ["--device", "cuda", "--load-format", "dummy", "--max-model-len", "8192"]
+    options += ["--max-num-seqs", str(a.slots), "--max-num-batched-tokens", "16384"]
+    options += ["--enforce-eager"] if a.eager else []
+    config = parse(["--model", a.model, *options])
+    runner = build.make_runner(config, build.load_model(config))
+    assert isinstance(runner, CudaRunner)
+    engine = Engine(runner)
+    figures: dict[str, Any] = {"engine": "baton", "scope": "runner-only", "model": a.model}
+    figures["start_s"] = round(time.perf_counter() - began, 1)
+    draw = random.Random(0)
+
+    def prompt(length: int) -> list[int]:
+        return [draw.randint(0, VOCABULARY) for _ in range(length)]
+
+    for batch in (1, 8, 64, 256):
+        prompts = [prompt(128) for _ in range(batch)]
+
+        def timed(count: int, prompts: list[list[int]] = prompts) -> dict[str, Any]:
+            engine.reset()
+            return engine.run(prompts, [count] * len(prompts))
+
+        timed(8)
+        low, high = (min((timed(n) for _ in range(2)), key=lambda r: r["seconds"]) for n in (32, 288))
+        figures[f"tpot_ms_b{batch}"] = round((high["seconds"] - low["seconds"]) / 256 * 1e3, 4)
+        figures[f"device_ms_b{batch}"] = round((high["device_s"] - low["device_s"]) / 256 * 1e3, 4)
+        figures[f"host_us_b{batch}"] = round(high["host_us"])
+        print(json.dumps(figures), flush=True)
+    long = [prompt(8000) for _ in range(3)]
+    engine.reset()
+    engine.run([long[0]], [1])
+    figures["ttft_8k_cold_ms"] = round(min(engine.run([p], [1])["seconds"] for p in long[1:]) * 1e3, 2)
+    figures["ttft_8k_hit_ms"] = round(min(engine.run([p], [1])["seconds"] for p in long[1:]) * 1e3, 2)
+    if not a.quick:
+        random.seed(0)
+        prompts = [[random.randint(0, 10000) for _ in range(random.randint(100, 1024))] for _ in range(256)]
+        lengths = [random.randint(100, 1024) for _ in range(256)]
+        rates = []
+        for _ in range(2):
+            engine.reset()
+            run = engine.run(prompts, lengths, temperature=0.6)
+            rates.append(round(run["tokens"] / run["seconds"]))
+        figures["throughput_tok_s"] = rates
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
