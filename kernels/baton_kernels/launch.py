@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-# The interpreter computes bf16 operands of a product wrongly, so kernels widen them there; what only a GPU has
+# The interpreter computes products of bf16 wrongly, so kernels widen them there; what only a GPU has
 # (dependent launch) is left out. A constexpr, for kernels read it as a global.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 
@@ -31,14 +31,13 @@ def machine(device: torch.device) -> tuple[int, int]:
     index = torch.cuda.current_device() if device.index is None else device.index
     capability, processors = _cuda(index)
     if capability < MIN_CAPABILITY:
-        raise ValueError(
-            f"compute capability {capability / 10} of {device}, at least {MIN_CAPABILITY / 10} is needed"
-        )
+        needed = MIN_CAPABILITY / 10
+        raise ValueError(f"compute capability {capability / 10} of {device}, at least {needed} is needed")
     return capability, processors
 
 
 def dependent(pdl: bool, device: torch.device) -> bool:
-    """Whether a launch that asks for programmatic dependent launch gets it: from compute capability 9.0 on."""
+    """Whether a launch that asks for programmatic dependent launch gets it: on 9.0 and later."""
     return pdl and device.type == "cuda" and machine(device)[0] >= 90
 
 

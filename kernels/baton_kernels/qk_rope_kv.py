@@ -1,7 +1,7 @@
 """Norm of query and key heads, rotary embedding and the write into the paged cache, in one kernel.
 
 Twins: `reference.qk_norm_rope`, `reference.write_kv`. The cache of a layer is two tensors
-[blocks, kv_heads, block_size, head_dim], the reference's layout: a head's positions in a block are contiguous.
+[blocks, kv_heads, block_size, head_dim]: a head's positions in a block are contiguous.
 A place is block · block_size + offset in the block, int32; -1 stands for "nowhere" and skips the write.
 """
 
@@ -15,6 +15,27 @@ from torch import Tensor
 from baton_kernels.launch import dependent, wait_upstream
 
 _HEADS_PER_PROGRAM = 8
+
+
+@triton.jit
+def _norm_rope(low, high, weight_ptr, angle_ptr, eps, half, HALF: tl.constexpr):
+    """Both halves of heads [heads, HALF] after norm and rotation, float32."""
+    inside = half < HALF
+    low, high = low.to(tl.float32), high.to(tl.float32)
+    squares = tl.sum(low * low, 1) + tl.sum(high * high, 1)
+    scale = tl.rsqrt(squares / (2 * HALF) + eps)[:, None]
+    low_weight = tl.load(weight_ptr + half, mask=inside, other=0.0).to(tl.float32)
+    high_weight = tl.load(weight_ptr + HALF + half, mask=inside, other=0.0).to(tl.float32)
+    low, high = low * scale * low_weight, high * scale * high_weight
+    cosine = tl.load(angle_ptr + half, mask=inside, other=0.0)
+    sine = tl.load(angle_ptr + 3 * HALF + half, mask=inside, other=0.0)
+    return low * cosine - high * sine, high * cosine + low * sine
+
+
+@triton.jit
+def _store_halves(target, low, high, mask, HALF: tl.constexpr):
+    tl.store(target, low.to(target.dtype.element_ty), mask=mask)
+    tl.store(target + HALF, high.to(target.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -42,6 +63,7 @@ def qk_rope_kv_kernel(
     PDL: tl.constexpr,
 ):
     """Program (row, STEP heads of one kind): queries go to `q`, keys and values to the cache."""
+    HEAD_DIM: tl.constexpr = 2 * HALF
     row = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * STEP
     head = tl.arange(0, STEP)[:, None]
@@ -49,39 +71,22 @@ def qk_rope_kv_kernel(
     inside = (half < HALF) & (head < STEP)
     wait_upstream(PDL)
     place = tl.load(place_ptr + row)
-    source = qkv_ptr + row * qkv_stride + (first + head) * (2 * HALF) + half
+    angle_ptr = rotary_ptr + tl.load(position_ptr + row).to(tl.int64) * (2 * HEAD_DIM)
+    source = qkv_ptr + row * qkv_stride + (first + head) * HEAD_DIM + half
     low = tl.load(source, mask=inside, other=0.0)
     high = tl.load(source + HALF, mask=inside, other=0.0)
-    dtype = q_ptr.dtype.element_ty
     block, offset = (place // BLOCK_SIZE).to(tl.int64), place % BLOCK_SIZE
-    to_cache = block * block_stride + offset * token_stride + half
+    cached = block * block_stride + offset * token_stride + half
     written = inside & (place >= 0)
-    if first >= HEADS + KV_HEADS:
-        target = v_ptr + to_cache + (first - HEADS - KV_HEADS + head) * head_stride
-        tl.store(target, low.to(v_ptr.dtype.element_ty), mask=written)
-        tl.store(target + HALF, high.to(v_ptr.dtype.element_ty), mask=written)
+    if first < HEADS:
+        q_low, q_high = _norm_rope(low, high, q_weight_ptr, angle_ptr, eps, half, HALF)
+        _store_halves(q_ptr + (row * HEADS + first + head) * HEAD_DIM + half, q_low, q_high, inside, HALF)
+    elif first < HEADS + KV_HEADS:
+        k_low, k_high = _norm_rope(low, high, k_weight_ptr, angle_ptr, eps, half, HALF)
+        _store_halves(k_ptr + cached + (first - HEADS + head) * head_stride, k_low, k_high, written, HALF)
     else:
-        is_query = first < HEADS
-        weight_ptr = q_weight_ptr if is_query else k_weight_ptr
-        low, high = low.to(tl.float32), high.to(tl.float32)
-        squares = tl.sum(low * low, 1) + tl.sum(high * high, 1)
-        scale = tl.rsqrt(squares / (2 * HALF) + eps)[:, None]
-        low_weight = tl.load(weight_ptr + half, mask=half < HALF, other=0.0).to(tl.float32)
-        high_weight = tl.load(weight_ptr + HALF + half, mask=half < HALF, other=0.0).to(tl.float32)
-        low = ((low * scale).to(dtype).to(tl.float32) * low_weight).to(dtype).to(tl.float32)
-        high = ((high * scale).to(dtype).to(tl.float32) * high_weight).to(dtype).to(tl.float32)
-        angle = rotary_ptr + tl.load(position_ptr + row).to(tl.int64) * (4 * HALF) + half
-        cosine = tl.load(angle, mask=half < HALF, other=0.0)
-        sine = tl.load(angle + 2 * HALF, mask=half < HALF, other=0.0)
-        new_low, new_high = low * cosine - high * sine, high * cosine + low * sine
-        if is_query:
-            target = q_ptr + row * (HEADS * 2 * HALF) + (first + head) * (2 * HALF) + half
-            tl.store(target, new_low.to(dtype), mask=inside)
-            tl.store(target + HALF, new_high.to(dtype), mask=inside)
-        else:
-            target = k_ptr + to_cache + (first - HEADS + head) * head_stride
-            tl.store(target, new_low.to(k_ptr.dtype.element_ty), mask=written)
-            tl.store(target + HALF, new_high.to(k_ptr.dtype.element_ty), mask=written)
+        v_head = first - HEADS - KV_HEADS + head
+        _store_halves(v_ptr + cached + v_head * head_stride, low, high, written, HALF)
 
 
 def qk_rope_kv(
@@ -101,8 +106,8 @@ def qk_rope_kv(
     """Queries [rows, heads, head_dim], normed and rotated; keys and values are in the cache afterwards.
 
     qkv: [rows, (heads + 2 · kv_heads) · head_dim], the merged projection's output, rows may be strided;
-    rotary: float32 [max positions, 2, head_dim]; positions, places: integers [rows];
-    keys, values: [blocks, kv_heads, block_size, head_dim].
+    rotary: float32 [max positions, 2, head_dim], as `reference.rotary_table`; positions, places: integers
+    [rows]; keys, values: [blocks, kv_heads, block_size, head_dim].
     """
     rows = qkv.shape[0]
     _, kv_heads, block_size, head_dim = keys.shape

@@ -1,4 +1,4 @@
-"""RMSNorm of rows, alone or fused with the addition before it. Twins: `reference.rms_norm`, `add_rms_norm`."""
+"""RMSNorm of rows, alone or with the addition before it. Twins: `reference.rms_norm`, `add_rms_norm`."""
 
 import torch
 import triton
@@ -35,8 +35,7 @@ def rms_norm_kernel(
         x = x.to(dtype).to(tl.float32)
         tl.store(total_ptr + row * size + column, x.to(dtype), mask=inside)
     scale = tl.rsqrt(tl.sum(x * x, 0) / size + eps)
-    normed = (x * scale).to(dtype).to(tl.float32)  # rounded twice, as the checkpoints were trained
-    tl.store(out_ptr + row * size + column, (weight * normed).to(dtype), mask=inside)
+    tl.store(out_ptr + row * size + column, (weight * x * scale).to(dtype), mask=inside)
 
 
 def _launch(
@@ -62,7 +61,9 @@ def _launch(
     )
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None, pdl: bool = False) -> Tensor:
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None, pdl: bool = False
+) -> Tensor:
     """x / rms(x) · weight for x [rows, size], whose rows may be strided; `out` contiguous."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
     _launch(x, x, weight, eps, out, out, False, pdl)
