@@ -1,17 +1,18 @@
 """The link to the core on the event loop: requests go down, tokens come up and find their streams.
 
 One frame per step serves all streams, so that work per token is a look-up and an append. The cost of a stream
-follows its messages, not its tokens: writers are woken so often that all together send no more than
-MESSAGES_PER_S. Where steps are slower than that, every token goes out as it comes.
+follows its messages, not its tokens: writers of one stream each are woken so often that all together send no
+more than MESSAGES_PER_S. Where steps are slower than that, every token goes out as it comes. Streams that
+share a writer tell it themselves.
 """
 
 import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from baton_wire import frontend as wire
 from baton_wire.columns import Column
@@ -21,12 +22,13 @@ from baton_wire.hello import FrontendHello
 from baton_wire.link import Dialer, LinkOverflow, NoSessionError
 from baton_wire.transport import DealerSocket
 from scheduler_svc.frontend.errors import Reason, RequestError
-from scheduler_svc.frontend.stream import Stream
+from scheduler_svc.frontend.stream import Inbox, Stream
 
 MESSAGES_PER_S = 10_000  # a third of what one process can send
 _SHORTEST_PACE_S = 0.002
 _TICK_S = 0.02
 _SILENT_S = 0.9  # the core says something every 0.1 s
+S = TypeVar("S", bound=Inbox)
 logger = logging.getLogger(__name__)
 
 
@@ -47,7 +49,8 @@ class CoreLink:
         self._connected = asyncio.Event()
         self._dialer = Dialer(FrontendHello(name).encode(), _nonce)
         self._socket = DealerSocket(endpoint)
-        self._streams: dict[int, Stream] = {}
+        self._streams: dict[int, Inbox] = {}  # by handle
+        self._paced: dict[int, Stream] = {}  # those of them that have a writer each
         self._handles = itertools.count(1)
         self._last_service: Service | None = None
         self._reading = False
@@ -83,15 +86,21 @@ class CoreLink:
         """Requests that the core works on for this front-end."""
         return len(self._streams)
 
-    @contextmanager
-    def submit(
-        self, prompt: Column, *, max_tokens: int, min_tokens: int, sampling: Any, stop_ids: tuple[int, ...]
-    ) -> Iterator[Stream]:
-        """A request for tokens (see `Submit`): its stream. Leaving the context before its end withdraws it.
+    def open(
+        self,
+        kind: Callable[[int], S],
+        prompt: Column,
+        *,
+        max_tokens: int,
+        min_tokens: int,
+        sampling: Any,
+        stop_ids: tuple[int, ...],
+    ) -> S:
+        """A request for tokens (see `Submit`): its stream, made by `kind` from a handle, to be released.
 
         Raises `RequestError` where the core cannot be asked.
         """
-        stream = Stream(next(self._handles))
+        stream = kind(next(self._handles))
         submit = Submit(stream.handle, prompt, max_tokens, min_tokens, sampling, stop_ids)
         try:
             self._send(submit.encode())
@@ -100,12 +109,17 @@ class CoreLink:
         except LinkOverflow:
             raise RequestError(Reason.QUEUE_FULL, "the scheduler core is behind; try again") from None
         self._streams[stream.handle] = stream
-        try:
-            yield stream
-        finally:
-            del self._streams[stream.handle]
-            if not stream.is_over:
-                self._withdraw(stream.handle)
+        if isinstance(stream, Stream):
+            self._paced[stream.handle] = stream
+        return stream
+
+    def release(self, stream: Inbox) -> None:
+        """Nobody reads the stream any more; before its end that withdraws the request. Twice is fine."""
+        if self._streams.pop(stream.handle, None) is None:
+            return
+        self._paced.pop(stream.handle, None)
+        if not stream.is_over:
+            self._withdraw(stream.handle)
 
     def fail_streams(self, error: RequestError) -> None:
         """Ends all open streams with `error`; they withdraw from the core as their writers leave."""
@@ -173,8 +187,8 @@ class CoreLink:
         for handle, verdict in step.over.tolist():
             if handle in streams:
                 streams[handle].end(Verdict(verdict))
-        if self._wake_timer is None:
-            pace_s = len(streams) / MESSAGES_PER_S
+        if self._paced and self._wake_timer is None:
+            pace_s = len(self._paced) / MESSAGES_PER_S
             wait_s = self._woken_s + pace_s - self._loop.time()
             if pace_s < _SHORTEST_PACE_S or wait_s <= 0:
                 self._wake()
@@ -185,7 +199,7 @@ class CoreLink:
         """All writers whose streams have something."""
         self._wake_timer = None
         self._woken_s = self._loop.time()
-        for stream in self._streams.values():
+        for stream in self._paced.values():
             stream.wake()
 
     def _tick(self) -> None:

@@ -23,6 +23,8 @@ class Reason(StrEnum):
     TOO_LONG = "TOO_LONG"  # prompt and output do not fit the model
     NO_CHAT_TEMPLATE = "NO_CHAT_TEMPLATE"  # chat was sent to a model that has no template for it
     QUEUE_FULL = "QUEUE_FULL"  # as many requests wait as may
+    STREAM_FULL = "STREAM_FULL"  # as many requests as may are on this mux stream and have not ended
+    CANCELLED = "CANCELLED"  # the client cancelled this request of a mux stream
     NO_WORKER = "NO_WORKER"  # no worker group can take requests now
     DRAINING = "DRAINING"  # this server is going away
     CORE_LOST = "CORE_LOST"  # the scheduler core lost the request
@@ -42,6 +44,8 @@ _OUTCOMES = {
     Reason.TOO_LONG: _Outcome(grpc.StatusCode.INVALID_ARGUMENT),
     Reason.NO_CHAT_TEMPLATE: _Outcome(grpc.StatusCode.INVALID_ARGUMENT),
     Reason.QUEUE_FULL: _Outcome(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after_s=1.0),
+    Reason.STREAM_FULL: _Outcome(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after_s=1.0),
+    Reason.CANCELLED: _Outcome(grpc.StatusCode.CANCELLED),
     Reason.NO_WORKER: _Outcome(grpc.StatusCode.UNAVAILABLE, retry_after_s=1.0),
     Reason.DRAINING: _Outcome(grpc.StatusCode.UNAVAILABLE, retry_after_s=1.0),
     Reason.CORE_LOST: _Outcome(grpc.StatusCode.UNAVAILABLE, retry_after_s=1.0),

@@ -1,48 +1,28 @@
 """The methods of the inference service, free of gRPC: a request in, events out, errors as `RequestError`."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
+from typing import TypeVar
 
 from baton.inference.v1 import inference_pb2 as pb
-from baton_wire.frontend import Service, Verdict
+from baton_wire.frontend import Service
 from scheduler_svc.frontend import prompt as prompts
 from scheduler_svc.frontend import sampling as samplings
 from scheduler_svc.frontend import validation
 from scheduler_svc.frontend.core_link import CoreLink
 from scheduler_svc.frontend.errors import Reason, RequestError
+from scheduler_svc.frontend.generation import Generation
 from scheduler_svc.frontend.model import Model, describe, longest_sequence
-from scheduler_svc.frontend.output import Output
+from scheduler_svc.frontend.output import Output, Piece
+from scheduler_svc.frontend.stream import Inbox, Stream
 
-_REASONS = {
-    Verdict.STOP: pb.FINISH_REASON_STOP,
-    Verdict.LENGTH: pb.FINISH_REASON_LENGTH,
-}
+S = TypeVar("S", bound=Inbox)
 
 
-def _failure(verdict: Verdict) -> RequestError:
-    """The error of a verdict that is no finish."""
-    match verdict:
-        case Verdict.NO_WORKER:
-            return RequestError(Reason.NO_WORKER, "no worker took the request in time; try again")
-        case Verdict.QUEUE_FULL:
-            return RequestError(Reason.QUEUE_FULL, "as many requests wait as may; try again")
-        case Verdict.TOO_LONG:
-            field = "stopping.max_tokens"
-            message = f"{field}: prompt and output do not fit the cache of any worker group"
-            return RequestError(Reason.TOO_LONG, message, field=field)
-        case _:
-            return RequestError(Reason.NUMERICAL, "the model's output was not a finite number")
-
-
-def _finish(output: Output, over: Verdict | RequestError | None, cached_tokens: int) -> pb.Finish:
-    """The last event; raises where the request failed. A stop string comes before whatever the core says."""
-    if output.matched_stop is not None:
-        return output.finish(pb.FINISH_REASON_STOP, cached_tokens)
-    if isinstance(over, RequestError):
-        raise over
-    assert over is not None
-    if over not in _REASONS:
-        raise _failure(over)
-    return output.finish(_REASONS[over], cached_tokens)
+def _response(piece: Piece) -> pb.GenerateResponse:
+    response = pb.GenerateResponse()
+    piece.write(response.delta)
+    return response
 
 
 class Inference:
@@ -53,8 +33,8 @@ class Inference:
         self._core = core
         self.draining = False
 
-    async def generate(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
-        """Events of one request. Closing the iterator withdraws it."""
+    async def begin(self, request: pb.GenerateRequest, kind: Callable[[int], S]) -> Generation[S]:
+        """A request checked and given to the core, its stream of the given kind; the caller closes it."""
         if self.draining:
             raise RequestError(Reason.DRAINING, "this server is going away; try another, or again")
         validation.check_sampling(request.sampling)
@@ -72,23 +52,28 @@ class Inference:
             default_max_tokens=self._model.default_max_tokens,
         )
         output = Output(self._model.codec.detokenization.new(), request.stopping.stop, len(prompt))
-        with self._core.submit(
+        stream = self._core.open(
+            kind,
             prompt,
             max_tokens=budget,
             min_tokens=request.stopping.min_tokens,
             sampling=samplings.resolve(request.sampling, self._model.checkpoint.sampling),
             stop_ids=stop_ids,
-        ) as stream:
+        )
+        return Generation(stream, output, self._core.release)
+
+    async def generate(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
+        """Events of one request. Closing the iterator withdraws it."""
+        with closing(await self.begin(request, Stream)) as generation:
             while True:
-                news = await stream.take()
-                delta = output.delta(news.tokens, last=news.over in _REASONS)
-                if news.over is not None or output.matched_stop is not None:
+                piece = generation.advance(await generation.stream.take())
+                if generation.is_over:
                     break  # withdraws at once, if it was a stop string
-                if delta is not None:
-                    yield pb.GenerateResponse(delta=delta)
-        if delta is not None:
-            yield pb.GenerateResponse(delta=delta)
-        yield pb.GenerateResponse(finish=_finish(output, news.over, stream.cached_tokens))
+                if piece is not None:
+                    yield _response(piece)
+        if piece is not None:
+            yield _response(piece)
+        yield pb.GenerateResponse(finish=generation.finish())
 
     async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
         """The ids that `generate` would use."""

@@ -24,7 +24,7 @@ def unary(kind: type[Request], method: Callable[[Request], Awaitable[Message]]) 
 
     async def handle(data: bytes, context: Context) -> bytes:
         async with _statuses(context, kind):
-            return (await method(_parse(kind, data))).SerializeToString()
+            return (await method(parse(kind, data))).SerializeToString()
 
     return grpc.unary_unary_rpc_method_handler(handle)
 
@@ -33,11 +33,25 @@ def streaming(kind: type[Request], method: Callable[[Request], AsyncIterator[Mes
     """The handler of a method that answers by a stream. This is the one writer of that stream."""
 
     async def handle(data: bytes, context: Context) -> None:
-        async with _statuses(context, kind), aclosing(method(_parse(kind, data))) as events:  # type: ignore[type-var]
+        async with _statuses(context, kind), aclosing(method(parse(kind, data))) as events:  # type: ignore[type-var]
             async for event in events:
                 await _write(context, event)
 
     return grpc.unary_stream_rpc_method_handler(handle)
+
+
+def bidirectional(
+    kind: type[Message], method: Callable[[AsyncIterator[bytes]], AsyncIterator[Message]]
+) -> Any:
+    """The handler of a method that reads a stream and answers by one. It parses itself what it reads, by
+    `parse`: one bad message need not be the end of all. This is the one writer of the answer."""
+
+    async def handle(requests: AsyncIterator[bytes], context: Context) -> None:
+        async with _statuses(context, kind), aclosing(method(requests)) as events:  # type: ignore[type-var]
+            async for event in events:
+                await _write(context, event)
+
+    return grpc.stream_stream_rpc_method_handler(handle)
 
 
 class _ClientLeft(Exception):  # noqa: N818 - nothing is wrong with that
@@ -51,7 +65,8 @@ async def _write(context: Context, event: Message) -> None:
         raise _ClientLeft from None
 
 
-def _parse(kind: type[Request], data: bytes) -> Request:
+def parse(kind: type[Request], data: bytes) -> Request:
+    """The message in `data`. Raises `RequestError`."""
     try:
         return kind.FromString(data)
     except DecodeError:
@@ -65,15 +80,20 @@ async def _statuses(context: Context, kind: type[Message]) -> AsyncIterator[None
     """Ends the call with the status of whatever is raised inside. Of a call that is over nothing is said."""
     try:
         yield
-    except RequestError as error:
-        if error.reason is Reason.NUMERICAL:
-            logger.error("a request's logits were not finite")
-        await context.abort(error.code, error.message, error.trailers())
     except _ClientLeft:
         return
     except Exception as error:
-        # The exception's text may hold a prompt: type and place only.
-        place = "".join(traceback.format_tb(error.__traceback__))
-        logger.error("bug in %s: %s\n%s", kind.DESCRIPTOR.name, type(error).__name__, place)
-        hidden = internal()
-        await context.abort(hidden.code, hidden.message, hidden.trailers())
+        shown = showable(error, kind)
+        await context.abort(shown.code, shown.message, shown.trailers())
+
+
+def showable(error: Exception, kind: type[Message]) -> RequestError:
+    """The error that a client may see of one that ended a request of that kind; the rest is for the log."""
+    if isinstance(error, RequestError):
+        if error.reason is Reason.NUMERICAL:
+            logger.error("a request's logits were not finite")
+        return error
+    # The exception's text may hold a prompt: type and place only.
+    place = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("bug in %s: %s\n%s", kind.DESCRIPTOR.name, type(error).__name__, place)
+    return internal()

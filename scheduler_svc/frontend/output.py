@@ -1,10 +1,26 @@
 """One request's tokens become the events that its client sees. Pure: knows neither the core nor gRPC."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from baton.inference.v1 import inference_pb2 as pb
 from scheduler_svc.frontend.detokenizer import Detokenizer
 from scheduler_svc.frontend.stop_strings import StopMatcher
+
+
+class Piece(NamedTuple):
+    """More output: the fields of a Delta, without the cost of one."""
+
+    text: str
+    tokens: list[int]
+    first: int
+
+    def write(self, delta: pb.Delta) -> None:
+        """Fills an empty event, which in place takes half the time of making one and copying it."""
+        if self.text:
+            delta.text = self.text
+        delta.token_ids.extend(self.tokens)
+        delta.index = self.first
 
 
 class Output:
@@ -23,8 +39,8 @@ class Output:
         """The stop string that the text has reached."""
         return None if self._matcher is None else self._matcher.matched
 
-    def delta(self, tokens: list[int], *, last: bool) -> pb.Delta | None:
-        """The event of these tokens, up to the one that completes a stop string; None where it says nothing.
+    def advance(self, tokens: list[int], *, last: bool) -> Piece | None:
+        """What these tokens add, up to the one that completes a stop string; None where it says nothing.
 
         `last`: no token follows these, so that text which waited for one goes out.
         """
@@ -37,9 +53,9 @@ class Output:
             text += self._rest()
         if not tokens and not text:
             return None
-        delta = pb.Delta(text=text, token_ids=tokens, index=self._count)
+        piece = Piece(text, tokens, self._count)
         self._count += len(tokens)
-        return delta
+        return piece
 
     def finish(self, reason: pb.FinishReason, cached_tokens: int) -> pb.Finish:
         """The last event; a stop string that matched is the reason before any other."""

@@ -1,10 +1,12 @@
 """The gRPC server: which services it offers, its options, its port. What the methods do is elsewhere."""
 
+from functools import partial
+
 import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from baton.inference.v1 import inference_pb2 as pb
-from scheduler_svc.frontend import guard, health
+from scheduler_svc.frontend import guard, health, mux
 from scheduler_svc.frontend.generate import Inference
 from scheduler_svc.frontend.health import Health
 
@@ -34,6 +36,7 @@ def build(inference: Inference, status: Health) -> grpc.aio.Server:
     server = grpc.aio.server(options=_OPTIONS)
     methods = {
         "Generate": guard.streaming(pb.GenerateRequest, inference.generate),
+        "GenerateMux": guard.bidirectional(pb.GenerateMuxRequest, partial(mux.serve, inference)),
         "Tokenize": guard.unary(pb.TokenizeRequest, inference.tokenize),
         "GetModel": guard.unary(pb.GetModelRequest, inference.get_model),
     }

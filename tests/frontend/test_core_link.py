@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from baton_wire.transport import ipc_endpoint, private_ipc_dir
 from scheduler_svc.frontend import core_link
 from scheduler_svc.frontend.core_link import CoreLink
 from scheduler_svc.frontend.errors import Reason, RequestError
+from scheduler_svc.frontend.stream import Stream
 from tests.support.fake_core import READY, FakeCore, step, until
 
 
@@ -51,11 +52,15 @@ async def connected(folder):
             link.close()
 
 
-def submit(link, prompt=(1, 2, 3)):
+@contextmanager
+def submit(link, kind=Stream, prompt=(1, 2, 3)):
     sampling = np.zeros((), SAMPLING)
-    return link.submit(
-        np.array(prompt, np.int32), max_tokens=9, min_tokens=2, sampling=sampling, stop_ids=(7,)
-    )
+    ids = np.array(prompt, np.int32)
+    stream = link.open(kind, ids, max_tokens=9, min_tokens=2, sampling=sampling, stop_ids=(7,))
+    try:
+        yield stream
+    finally:
+        link.release(stream)
 
 
 async def take(stream):

@@ -23,10 +23,13 @@ def run(chunks, stops=()):
     output = Output(parts()[1].new(), stops, prompt_tokens=3)
     deltas = []
     for place, chunk in enumerate(chunks):
-        deltas.append(output.delta(chunk, last=place == len(chunks) - 1))
+        piece = output.advance(chunk, last=place == len(chunks) - 1)
+        if piece is not None:
+            deltas.append(pb.Delta())
+            piece.write(deltas[-1])
         if output.matched_stop is not None:
             break
-    return [d for d in deltas if d is not None], output.finish(pb.FINISH_REASON_LENGTH, 2)
+    return deltas, output.finish(pb.FINISH_REASON_LENGTH, 2)
 
 
 @given(st.data())

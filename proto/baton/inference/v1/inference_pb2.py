@@ -22,45 +22,58 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"baton/inference/v1/inference.proto\x12\x12\x62\x61ton.inference.v1\"\xe8\x01\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x31\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x1c.baton.inference.v1.TokenIdsH\x00\x12(\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x18.baton.inference.v1.ChatH\x00\x12.\n\x08sampling\x18\x04 \x01(\x0b\x32\x1c.baton.inference.v1.Sampling\x12.\n\x08stopping\x18\x05 \x01(\x0b\x32\x1c.baton.inference.v1.StoppingB\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"9\n\x04\x43hat\x12\x31\n\x08messages\x18\x01 \x03(\x0b\x32\x1f.baton.inference.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xaa\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seed\"\x80\x01\n\x08Stopping\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\x16\n\x0estop_token_ids\x18\x03 \x03(\r\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x12\n\nignore_eos\x18\x05 \x01(\x08\x42\r\n\x0b_max_tokens\"u\n\x10GenerateResponse\x12*\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x19.baton.inference.v1.DeltaH\x00\x12,\n\x06\x66inish\x18\x02 \x01(\x0b\x32\x1a.baton.inference.v1.FinishH\x00\x42\x07\n\x05\x65vent\"7\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\r\n\x05index\x18\x03 \x01(\r\"z\n\x06\x46inish\x12\x30\n\x06reason\x18\x01 \x01(\x0e\x32 .baton.inference.v1.FinishReason\x12(\n\x05usage\x18\x02 \x01(\x0b\x32\x19.baton.inference.v1.Usage\x12\x14\n\x0cmatched_stop\x18\x03 \x01(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\"U\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12(\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x18.baton.inference.v1.ChatH\x00\x42\x08\n\x06prompt\"3\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x11\n\x0fGetModelRequest\"\x8c\x02\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x36\n\x10\x64\x65\x66\x61ult_sampling\x18\x06 \x01(\x0b\x32\x1c.baton.inference.v1.Sampling\x12\x1a\n\x12\x64\x65\x66\x61ult_max_tokens\x18\x07 \x01(\r\x12\x15\n\rsupports_chat\x18\x08 \x01(\x08\x12\x14\n\x0cready_groups\x18\t \x01(\r\x12\x12\n\nblock_size\x18\n \x01(\r*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\x99\x02\n\x10InferenceService\x12W\n\x08Generate\x12#.baton.inference.v1.GenerateRequest\x1a$.baton.inference.v1.GenerateResponse0\x01\x12U\n\x08Tokenize\x12#.baton.inference.v1.TokenizeRequest\x1a$.baton.inference.v1.TokenizeResponse\x12U\n\x08GetModel\x12#.baton.inference.v1.GetModelRequest\x1a$.baton.inference.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"baton/inference/v1/inference.proto\x12\x12\x62\x61ton.inference.v1\x1a\x19google/protobuf/any.proto\"\xe8\x01\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x31\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x1c.baton.inference.v1.TokenIdsH\x00\x12(\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x18.baton.inference.v1.ChatH\x00\x12.\n\x08sampling\x18\x04 \x01(\x0b\x32\x1c.baton.inference.v1.Sampling\x12.\n\x08stopping\x18\x05 \x01(\x0b\x32\x1c.baton.inference.v1.StoppingB\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"9\n\x04\x43hat\x12\x31\n\x08messages\x18\x01 \x03(\x0b\x32\x1f.baton.inference.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xaa\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seed\"\x80\x01\n\x08Stopping\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\x16\n\x0estop_token_ids\x18\x03 \x03(\r\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x12\n\nignore_eos\x18\x05 \x01(\x08\x42\r\n\x0b_max_tokens\"u\n\x10GenerateResponse\x12*\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x19.baton.inference.v1.DeltaH\x00\x12,\n\x06\x66inish\x18\x02 \x01(\x0b\x32\x1a.baton.inference.v1.FinishH\x00\x42\x07\n\x05\x65vent\"7\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\r\n\x05index\x18\x03 \x01(\r\"z\n\x06\x46inish\x12\x30\n\x06reason\x18\x01 \x01(\x0e\x32 .baton.inference.v1.FinishReason\x12(\n\x05usage\x18\x02 \x01(\x0b\x32\x19.baton.inference.v1.Usage\x12\x14\n\x0cmatched_stop\x18\x03 \x01(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\"~\n\x12GenerateMuxRequest\x12-\n\x05start\x18\x01 \x01(\x0b\x32\x1c.baton.inference.v1.MuxStartH\x00\x12/\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x1d.baton.inference.v1.MuxCancelH\x00\x42\x08\n\x06\x61\x63tion\"L\n\x08MuxStart\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x34\n\x07request\x18\x02 \x01(\x0b\x32#.baton.inference.v1.GenerateRequest\"\x17\n\tMuxCancel\x12\n\n\x02id\x18\x01 \x01(\x04\"C\n\x13GenerateMuxResponse\x12,\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1c.baton.inference.v1.MuxEvent\"\xa8\x01\n\x08MuxEvent\x12\n\n\x02id\x18\x01 \x01(\x04\x12*\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x19.baton.inference.v1.DeltaH\x00\x12,\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x1a.baton.inference.v1.FinishH\x00\x12-\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1c.baton.inference.v1.MuxErrorH\x00\x42\x07\n\x05\x65vent\"P\n\x08MuxError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any\"U\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12(\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x18.baton.inference.v1.ChatH\x00\x42\x08\n\x06prompt\"3\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x11\n\x0fGetModelRequest\"\x8c\x02\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x36\n\x10\x64\x65\x66\x61ult_sampling\x18\x06 \x01(\x0b\x32\x1c.baton.inference.v1.Sampling\x12\x1a\n\x12\x64\x65\x66\x61ult_max_tokens\x18\x07 \x01(\r\x12\x15\n\rsupports_chat\x18\x08 \x01(\x08\x12\x14\n\x0cready_groups\x18\t \x01(\r\x12\x12\n\nblock_size\x18\n \x01(\r*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xfd\x02\n\x10InferenceService\x12W\n\x08Generate\x12#.baton.inference.v1.GenerateRequest\x1a$.baton.inference.v1.GenerateResponse0\x01\x12\x62\n\x0bGenerateMux\x12&.baton.inference.v1.GenerateMuxRequest\x1a\'.baton.inference.v1.GenerateMuxResponse(\x01\x30\x01\x12U\n\x08Tokenize\x12#.baton.inference.v1.TokenizeRequest\x1a$.baton.inference.v1.TokenizeResponse\x12U\n\x08GetModel\x12#.baton.inference.v1.GetModelRequest\x1a$.baton.inference.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.inference.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1539
-  _globals['_FINISHREASON']._serialized_end=1634
-  _globals['_GENERATEREQUEST']._serialized_start=59
-  _globals['_GENERATEREQUEST']._serialized_end=291
-  _globals['_TOKENIDS']._serialized_start=293
-  _globals['_TOKENIDS']._serialized_end=316
-  _globals['_CHAT']._serialized_start=318
-  _globals['_CHAT']._serialized_end=375
-  _globals['_CHATMESSAGE']._serialized_start=377
-  _globals['_CHATMESSAGE']._serialized_end=421
-  _globals['_SAMPLING']._serialized_start=424
-  _globals['_SAMPLING']._serialized_end=594
-  _globals['_STOPPING']._serialized_start=597
-  _globals['_STOPPING']._serialized_end=725
-  _globals['_GENERATERESPONSE']._serialized_start=727
-  _globals['_GENERATERESPONSE']._serialized_end=844
-  _globals['_DELTA']._serialized_start=846
-  _globals['_DELTA']._serialized_end=901
-  _globals['_FINISH']._serialized_start=903
-  _globals['_FINISH']._serialized_end=1025
-  _globals['_USAGE']._serialized_start=1027
-  _globals['_USAGE']._serialized_end=1107
-  _globals['_TOKENIZEREQUEST']._serialized_start=1109
-  _globals['_TOKENIZEREQUEST']._serialized_end=1194
-  _globals['_TOKENIZERESPONSE']._serialized_start=1196
-  _globals['_TOKENIZERESPONSE']._serialized_end=1247
-  _globals['_GETMODELREQUEST']._serialized_start=1249
-  _globals['_GETMODELREQUEST']._serialized_end=1266
-  _globals['_GETMODELRESPONSE']._serialized_start=1269
-  _globals['_GETMODELRESPONSE']._serialized_end=1537
-  _globals['_INFERENCESERVICE']._serialized_start=1637
-  _globals['_INFERENCESERVICE']._serialized_end=1918
+  _globals['_FINISHREASON']._serialized_start=2119
+  _globals['_FINISHREASON']._serialized_end=2214
+  _globals['_GENERATEREQUEST']._serialized_start=86
+  _globals['_GENERATEREQUEST']._serialized_end=318
+  _globals['_TOKENIDS']._serialized_start=320
+  _globals['_TOKENIDS']._serialized_end=343
+  _globals['_CHAT']._serialized_start=345
+  _globals['_CHAT']._serialized_end=402
+  _globals['_CHATMESSAGE']._serialized_start=404
+  _globals['_CHATMESSAGE']._serialized_end=448
+  _globals['_SAMPLING']._serialized_start=451
+  _globals['_SAMPLING']._serialized_end=621
+  _globals['_STOPPING']._serialized_start=624
+  _globals['_STOPPING']._serialized_end=752
+  _globals['_GENERATERESPONSE']._serialized_start=754
+  _globals['_GENERATERESPONSE']._serialized_end=871
+  _globals['_DELTA']._serialized_start=873
+  _globals['_DELTA']._serialized_end=928
+  _globals['_FINISH']._serialized_start=930
+  _globals['_FINISH']._serialized_end=1052
+  _globals['_USAGE']._serialized_start=1054
+  _globals['_USAGE']._serialized_end=1134
+  _globals['_GENERATEMUXREQUEST']._serialized_start=1136
+  _globals['_GENERATEMUXREQUEST']._serialized_end=1262
+  _globals['_MUXSTART']._serialized_start=1264
+  _globals['_MUXSTART']._serialized_end=1340
+  _globals['_MUXCANCEL']._serialized_start=1342
+  _globals['_MUXCANCEL']._serialized_end=1365
+  _globals['_GENERATEMUXRESPONSE']._serialized_start=1367
+  _globals['_GENERATEMUXRESPONSE']._serialized_end=1434
+  _globals['_MUXEVENT']._serialized_start=1437
+  _globals['_MUXEVENT']._serialized_end=1605
+  _globals['_MUXERROR']._serialized_start=1607
+  _globals['_MUXERROR']._serialized_end=1687
+  _globals['_TOKENIZEREQUEST']._serialized_start=1689
+  _globals['_TOKENIZEREQUEST']._serialized_end=1774
+  _globals['_TOKENIZERESPONSE']._serialized_start=1776
+  _globals['_TOKENIZERESPONSE']._serialized_end=1827
+  _globals['_GETMODELREQUEST']._serialized_start=1829
+  _globals['_GETMODELREQUEST']._serialized_end=1846
+  _globals['_GETMODELRESPONSE']._serialized_start=1849
+  _globals['_GETMODELRESPONSE']._serialized_end=2117
+  _globals['_INFERENCESERVICE']._serialized_start=2217
+  _globals['_INFERENCESERVICE']._serialized_end=2598
 # @@protoc_insertion_point(module_scope)

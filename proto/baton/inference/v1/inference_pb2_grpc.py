@@ -41,6 +41,11 @@ class InferenceServiceStub(object):
                 request_serializer=baton_dot_inference_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=baton_dot_inference_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.GenerateMux = channel.stream_stream(
+                '/baton.inference.v1.InferenceService/GenerateMux',
+                request_serializer=baton_dot_inference_dot_v1_dot_inference__pb2.GenerateMuxRequest.SerializeToString,
+                response_deserializer=baton_dot_inference_dot_v1_dot_inference__pb2.GenerateMuxResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/baton.inference.v1.InferenceService/Tokenize',
                 request_serializer=baton_dot_inference_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
@@ -61,6 +66,17 @@ class InferenceServiceServicer(object):
     def Generate(self, request, context):
         """Generates a continuation of one prompt. The stream carries any number of `delta` events and, last,
         exactly one `finish`. Cancelling the call or passing its deadline ends the work within one step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GenerateMux(self, request_iterator, context):
+        """Does what Generate does for any number of requests over one stream: for services that run many at once.
+        Every request started ends with exactly one `finish` or `error` of its own, and what happens to one
+        disturbs no other. The stream ends with OK once the client has sent its last message and every request
+        has ended; cancelling it, or losing it, ends the work for all of them within one step. Only bytes that
+        cannot be told apart into requests, or a fault of the server, end it with a status other than OK.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,6 +103,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=baton_dot_inference_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
                     response_serializer=baton_dot_inference_dot_v1_dot_inference__pb2.GenerateResponse.SerializeToString,
+            ),
+            'GenerateMux': grpc.stream_stream_rpc_method_handler(
+                    servicer.GenerateMux,
+                    request_deserializer=baton_dot_inference_dot_v1_dot_inference__pb2.GenerateMuxRequest.FromString,
+                    response_serializer=baton_dot_inference_dot_v1_dot_inference__pb2.GenerateMuxResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -128,6 +149,33 @@ class InferenceService(object):
             '/baton.inference.v1.InferenceService/Generate',
             baton_dot_inference_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
             baton_dot_inference_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateMux(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/baton.inference.v1.InferenceService/GenerateMux',
+            baton_dot_inference_dot_v1_dot_inference__pb2.GenerateMuxRequest.SerializeToString,
+            baton_dot_inference_dot_v1_dot_inference__pb2.GenerateMuxResponse.FromString,
             options,
             channel_credentials,
             insecure,

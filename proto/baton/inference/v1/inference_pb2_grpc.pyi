@@ -44,6 +44,13 @@ class InferenceServiceStub:
     """Generates a continuation of one prompt. The stream carries any number of `delta` events and, last,
     exactly one `finish`. Cancelling the call or passing its deadline ends the work within one step.
     """
+    GenerateMux: _grpc.StreamStreamMultiCallable[_inference_pb2.GenerateMuxRequest, _inference_pb2.GenerateMuxResponse]
+    """Does what Generate does for any number of requests over one stream: for services that run many at once.
+    Every request started ends with exactly one `finish` or `error` of its own, and what happens to one
+    disturbs no other. The stream ends with OK once the client has sent its last message and every request
+    has ended; cancelling it, or losing it, ends the work for all of them within one step. Only bytes that
+    cannot be told apart into requests, or a fault of the server, end it with a status other than OK.
+    """
     Tokenize: _grpc.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]
     """Turns text or chat messages into the token ids that Generate would use for the same prompt."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetModelRequest, _inference_pb2.GetModelResponse]
@@ -59,6 +66,13 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generates a continuation of one prompt. The stream carries any number of `delta` events and, last,
     exactly one `finish`. Cancelling the call or passing its deadline ends the work within one step.
+    """
+    GenerateMux: _aio.StreamStreamMultiCallable[_inference_pb2.GenerateMuxRequest, _inference_pb2.GenerateMuxResponse]  # type: ignore[assignment]
+    """Does what Generate does for any number of requests over one stream: for services that run many at once.
+    Every request started ends with exactly one `finish` or `error` of its own, and what happens to one
+    disturbs no other. The stream ends with OK once the client has sent its last message and every request
+    has ended; cancelling it, or losing it, ends the work for all of them within one step. Only bytes that
+    cannot be told apart into requests, or a fault of the server, end it with a status other than OK.
     """
     Tokenize: _aio.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]  # type: ignore[assignment]
     """Turns text or chat messages into the token ids that Generate would use for the same prompt."""
@@ -78,6 +92,19 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.GenerateResponse], _abc.AsyncIterator[_inference_pb2.GenerateResponse]]:
         """Generates a continuation of one prompt. The stream carries any number of `delta` events and, last,
         exactly one `finish`. Cancelling the call or passing its deadline ends the work within one step.
+        """
+
+    @_abc_1.abstractmethod
+    def GenerateMux(
+        self,
+        request_iterator: _MaybeAsyncIterator[_inference_pb2.GenerateMuxRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_pb2.GenerateMuxResponse], _abc.AsyncIterator[_inference_pb2.GenerateMuxResponse]]:
+        """Does what Generate does for any number of requests over one stream: for services that run many at once.
+        Every request started ends with exactly one `finish` or `error` of its own, and what happens to one
+        disturbs no other. The stream ends with OK once the client has sent its last message and every request
+        has ended; cancelling it, or losing it, ends the work for all of them within one step. Only bytes that
+        cannot be told apart into requests, or a fault of the server, end it with a status other than OK.
         """
 
     @_abc_1.abstractmethod
