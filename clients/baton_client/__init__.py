@@ -17,6 +17,7 @@ from baton_client.errors import (
     UnimplementedError,
 )
 from baton_client.llm import LLM
+from baton_client.mux import AsyncMux, Mux
 from baton_client.prompt import ChatMessage, Messages, Prompt
 from baton_client.results import (
     Completion,
@@ -36,6 +37,7 @@ from baton_client.stack import Stack, StackError, StackOptions
 __all__ = [
     "LLM",
     "AsyncClient",
+    "AsyncMux",
     "AsyncStream",
     "BatonError",
     "CallCancelledError",
@@ -54,6 +56,7 @@ __all__ = [
     "InvalidArgumentError",
     "Messages",
     "Model",
+    "Mux",
     "Prompt",
     "Sampling",
     "SamplingParams",

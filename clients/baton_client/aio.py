@@ -23,6 +23,7 @@ from baton_client.channel import (
     health_status,
 )
 from baton_client.errors import BatonError, DeadlineError, InternalError, UnavailableError, error_of
+from baton_client.mux import AsyncMux
 from baton_client.prompt import Messages, Prompt, generate_request, tokenize_request
 from baton_client.results import (
     Completion,
@@ -113,6 +114,10 @@ class AsyncClient:
         """Start generating; return the stream of events. `prompt` is text, token ids or chat messages."""
         request = generate_request(prompt, sampling)
         return AsyncStream(self._stub.Generate(request, timeout=self._timeout(timeout_s)))
+
+    def mux(self, *, timeout_s: float | None = None) -> AsyncMux:
+        """Open a stream for many generations at once; `timeout_s` bounds the stream as a whole."""
+        return AsyncMux(lambda requests: self._stub.GenerateMux(requests, timeout=self._timeout(timeout_s)))
 
     async def complete(
         self, prompt: Prompt, sampling: Sampling = _DEFAULTS, *, timeout_s: float | None = None

@@ -4,7 +4,7 @@
         for event in client.generate("Once upon a time", Sampling(max_tokens=40)):
             ...
 
-Knows nothing about how a server is started (`stack.py`) or about many requests at once (`aio.py`, `llm.py`).
+Knows nothing about how a server is started (`stack.py`) or what to do with many requests at once (`llm.py`).
 """
 
 import time
@@ -24,6 +24,7 @@ from baton_client.channel import (
     health_status,
 )
 from baton_client.errors import DeadlineError, InternalError, UnavailableError, error_of_call
+from baton_client.mux import Mux
 from baton_client.prompt import Messages, Prompt, generate_request, tokenize_request
 from baton_client.results import (
     Completion,
@@ -112,6 +113,10 @@ class Client:
         """Start generating; return the stream of events. `prompt` is text, token ids or chat messages."""
         request = generate_request(prompt, sampling)
         return Stream(self._stub.Generate(request, timeout=self._timeout(timeout_s)))
+
+    def mux(self, *, timeout_s: float | None = None) -> Mux:
+        """Open a stream for many generations at once; `timeout_s` bounds the stream as a whole."""
+        return Mux(lambda requests: self._stub.GenerateMux(requests, timeout=self._timeout(timeout_s)))
 
     def complete(
         self, prompt: Prompt, sampling: Sampling = _DEFAULTS, *, timeout_s: float | None = None

@@ -1,6 +1,7 @@
 """What can go wrong, as exceptions: one class per kind of answer a caller would treat differently.
 
-`error_of` reads a failed gRPC call. Knows nothing about requests or streams.
+`error_of` reads a failed gRPC call, `error_of_status` a failed request of a mux stream. Knows nothing about
+requests or streams.
 """
 
 from collections.abc import Iterable, Mapping
@@ -97,6 +98,9 @@ _CLASSES: dict[grpc.StatusCode, type[BatonError]] = {
 }
 
 
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
 @dataclass(slots=True)
 class _Details:
     """What the google.rpc details of a status say."""
@@ -117,6 +121,17 @@ def error_of(
     for key, value in trailing_metadata or ():
         if key == _DETAILS_KEY and isinstance(value, bytes):
             details = _read_details(value)
+    return _error(code, message, details)
+
+
+def error_of_status(serialized: bytes) -> BatonError:
+    """Return the exception for a serialized google.rpc.Status, as a request of a mux stream ends with."""
+    status = rpc_details.Status.FromString(serialized)
+    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    return _error(code, status.message, _read_details(serialized))
+
+
+def _error(code: grpc.StatusCode, message: str | None, details: _Details) -> BatonError:
     text = message or code.name.lower().replace("_", " ")
     cls = _CLASSES.get(code, BatonError)
     if issubclass(cls, InvalidArgumentError):

@@ -108,19 +108,24 @@ _REASONS = {
 }
 
 
+def delta_of(delta: pb.Delta) -> Delta:
+    """Read more tokens."""
+    return Delta(delta.text, tuple(delta.token_ids), delta.index)
+
+
+def finish_of(finish: pb.Finish) -> Finish:
+    """Read the end of a generation."""
+    usage = Usage(finish.usage.prompt_tokens, finish.usage.cached_tokens, finish.usage.completion_tokens)
+    return Finish(_REASONS.get(finish.reason, FinishReason.UNKNOWN), usage, finish.matched_stop or None)
+
+
 def event_of(response: pb.GenerateResponse) -> Event | None:
     """Read one message of a stream; None for a kind of event that this version does not know."""
     match response.WhichOneof("event"):
         case "delta":
-            delta = response.delta
-            return Delta(delta.text, tuple(delta.token_ids), delta.index)
+            return delta_of(response.delta)
         case "finish":
-            finish = response.finish
-            usage = Usage(
-                finish.usage.prompt_tokens, finish.usage.cached_tokens, finish.usage.completion_tokens
-            )
-            reason = _REASONS.get(finish.reason, FinishReason.UNKNOWN)
-            return Finish(reason, usage, finish.matched_stop or None)
+            return finish_of(response.finish)
     return None
 
 

@@ -61,6 +61,21 @@ class FakeService(inference_pb2_grpc.InferenceServiceServicer):
             with self._lock:
                 self.running -= 1
 
+    def GenerateMux(self, requests, context):  # noqa: N802
+        """One request after another; a cancel is recorded, and comes too late."""
+        for message in requests:
+            self.requests.append(message)
+            if not message.HasField("start"):
+                continue
+            if self.failures:
+                error = pb.MuxError.FromString(self.failures.pop(0).SerializeToString())
+                events = [pb.MuxEvent(id=message.start.id, error=error)]
+            else:
+                events = [
+                    _mux_event(message.start.id, e) for e in self._events(message.start.request, context)
+                ]
+            yield pb.GenerateMuxResponse(events=events)
+
     def _events(self, request, context):
         prompt = self._ids(request)
         limit = request.stopping.max_tokens if request.stopping.HasField("max_tokens") else 2 * len(prompt)
@@ -107,6 +122,11 @@ class FakeService(inference_pb2_grpc.InferenceServiceServicer):
         if request.WhichOneof("prompt") == "chat":
             return "".join(f"<{m.role}>{m.content}" for m in request.chat.messages)
         return request.text
+
+
+def _mux_event(number, event):
+    which = event.WhichOneof("event")
+    return pb.MuxEvent(id=number, **{which: getattr(event, which)})
 
 
 class FakeServer:
