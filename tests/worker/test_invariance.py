@@ -7,16 +7,20 @@ import pytest
 from tests.support.random_checkpoints import Shape, write_checkpoint
 from tests.worker import drive
 
-SHAPE = Shape(  # wide enough that most weights are in the packed layout
-    vocab_size=600,
-    hidden_size=256,
-    intermediate_size=320,
-    num_hidden_layers=2,
-    num_attention_heads=6,
-    num_key_value_heads=2,
-    head_dim=64,
-    max_position_embeddings=512,
-)
+SHAPES = {
+    # wide enough that most weights are in the packed layout
+    "packed": Shape(
+        vocab_size=600,
+        hidden_size=256,
+        intermediate_size=320,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=64,
+    ),
+    # the library's usual products, which round by the number of rows
+    "plain": Shape(vocab_size=600, num_attention_heads=5, num_key_value_heads=5, head_dim=24),
+}
 
 
 def requests() -> list[drive.Request]:
@@ -34,9 +38,10 @@ def requests() -> list[drive.Request]:
     return made
 
 
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    return drive.load(write_checkpoint(tmp_path_factory.mktemp("model"), SHAPE, with_tokenizer=False))
+@pytest.fixture(scope="module", params=SHAPES)
+def loaded(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    return drive.load(write_checkpoint(folder, SHAPES[request.param], with_tokenizer=False))
 
 
 @pytest.fixture(scope="module")
