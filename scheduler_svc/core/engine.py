@@ -139,16 +139,27 @@ class Engine:
     def pump(self) -> None:
         """Does what the input made possible: plans to groups, one frame to each front-end."""
         for group in list(self.groups.values()):
-            while group.scheduler.in_flight < group.credit.plans:
-                plan = group.scheduler.schedule()
-                if plan is None:
-                    break
-                self._send(Hop.WORKER, group.peer, [self.workers.send(group.peer, plan.encode())])
+            self._feed(group)
         for number, step in self._mailbox.empty():
             self._tell(self._peers[number], step.encode())
         self._announce()
 
     # ---- workers ----------------------------------------------------------------------------------------
+
+    def _feed(self, group: Group) -> None:
+        """Plans to a group, as far as its credit goes."""
+        while group.scheduler.in_flight < group.credit.plans:
+            plan = group.scheduler.schedule()
+            if plan is None:
+                return
+            try:
+                self._send(Hop.WORKER, group.peer, [self.workers.send(group.peer, plan.encode())])
+            except LinkOverflow as overflow:  # it answers plans, but never says that it has them
+                link = self.workers.link(group.peer)
+                assert link is not None
+                self.workers.drop(group.peer)
+                self._lose_group(group.peer, link.last_heard, f"acknowledges nothing: {overflow}")
+                return
 
     def _hello_worker(self, peer: bytes, payload: bytes, now: float) -> None:
         refusal = self._judge(payload)

@@ -21,11 +21,23 @@ def limits_of(hello: WorkerHello) -> Limits:
     )
 
 
+# The largest number of each that a hello may name. They become columns of plans and sizes of tables here.
+_MOST = {
+    "block_size": 4096,
+    "num_blocks": 1 << 24,
+    "max_slots": (1 << 16) - 1,
+    "max_model_len": (1 << 31) - 1,
+    "max_tokens_per_step": 1 << 20,  # plans in flight, 8 at most, must fit what a link keeps
+    "vocab_size": (1 << 31) - 1,
+    "row_multiple": 4096,
+}
+
+
 def flaw(hello: WorkerHello) -> str | None:
     """What is wrong with the numbers of a hello, or None."""
-    for name in ("block_size", "num_blocks", "max_slots", "max_model_len", "vocab_size", "row_multiple"):
-        if getattr(hello, name) < 1:
-            return f"{name} is {getattr(hello, name)}, must be at least 1"
+    for name, most in _MOST.items():
+        if not 1 <= getattr(hello, name) <= most:
+            return f"{name} is {getattr(hello, name)}, must be from 1 to {most}"
     if hello.max_slots + hello.row_multiple > 1 << 16:
         return f"max_slots is {hello.max_slots}, a plan addresses fewer than 65,536 rows"
     if hello.max_tokens_per_step < hello.max_slots:

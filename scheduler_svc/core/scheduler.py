@@ -29,6 +29,10 @@ from scheduler_svc.core.sequence import Sequence, Status
 from scheduler_svc.core.slots import NOBODY, Slots
 from scheduler_svc.core.step import Changes, DesyncError, Flight, Limits, Outcome
 
+# Blocks that a plan may name before it admits no further sequence: those with a long prefix in the cache cost
+# little else, and a plan must stay small.
+MAX_APPENDS = 65_536
+
 
 class Scheduler:
     """Schedules sequences on the slots and blocks of one group, for one session of its worker."""
@@ -167,6 +171,8 @@ class Scheduler:
     def _admit(self, step: int, budget: int, changes: Changes) -> None:
         """Slots, blocks and first chunks for waiting sequences, oldest first, while everything suffices."""
         while budget > 0 and self.waiting and self._free_slots and self._blocked_at != self.pool.freed:
+            if len(changes.appends) >= MAX_APPENDS:
+                return
             sequence = next(iter(self.waiting))
             if not self._reserve(sequence):
                 self._blocked_at = self.pool.freed
@@ -374,6 +380,8 @@ class Scheduler:
         remaining = self._last_steps.get(sequence.last_step)
         if remaining is not None:
             remaining.discard(slot)
+            if not remaining:
+                del self._last_steps[sequence.last_step]
         self._prefilling.pop(sequence, None)
         del self.running[sequence]
         self.pool.release(sequence.blocks)

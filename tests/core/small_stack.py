@@ -42,7 +42,7 @@ class Worker:
         self._reset()
 
     def _reset(self) -> None:
-        self.table = SlotTable(self.offer, MODEL)
+        self.table: SlotTable | None = None  # made with the first plan: an offer may be impossible
 
     def turn(self, inbox: list[bytes], now: float) -> list[bytes]:
         """Takes frames, executes what came, returns frames."""
@@ -53,6 +53,7 @@ class Worker:
             return []
         self.link.tick(now)
         for plan in plans:
+            self.table = self.table or SlotTable(self.offer, MODEL)
             self.link.reply(self.falsify(self.table.execute(plan)))
         outgoing, self.link.outgoing = self.link.outgoing, []
         return outgoing

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from baton_sim.fake_model import expected_tokens
+from baton_sim.slot_table import SlotTable
+from baton_wire.columns import TOKEN
+from baton_wire.frame import Frame
+from baton_wire.frontend import Submit
+from baton_wire.plan import SAMPLING
 from baton_wire.result import ENDED, End, Result
+from scheduler_svc.core.group import limits_of
+from scheduler_svc.core.scheduler import Scheduler
+from scheduler_svc.core.sequence import Sequence
 from tests.core.small_stack import MODEL, SmallStack, Worker, hello
 
 
@@ -62,3 +70,86 @@ def test_a_result_that_cannot_be_costs_no_token_and_no_request(lie, step) -> Non
         assert stack.got[submit.handle] == want.tokens
         assert int(stack.ends[submit.handle]) == want.end
     stack.engine.check_integrity()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_blocks", 1 << 40),
+        ("block_size", 1 << 40),
+        ("max_slots", 1 << 16),
+        ("max_model_len", 1 << 32),
+        ("max_tokens_per_step", 1 << 40),
+        ("vocab_size", 1 << 31),
+        ("row_multiple", 1 << 16),
+        ("num_blocks", 0),
+        ("block_size", -1),
+    ],
+)
+def test_limits_that_no_worker_has_are_refused_by_name(name, value) -> None:
+    """They are the sizes of tables in the core, and must fit the columns of a plan."""
+    strange = Worker(hello("strange", **{name: value}))
+    stack = SmallStack(strange, Worker(hello("sound")))
+    assert strange.refused is not None
+    assert strange.refused.reason == "BAD_LIMITS"
+    assert name in strange.refused.message
+    stack.submit(1, [1, 2, 3], 5)
+    stack.run()
+
+
+def test_a_worker_that_acknowledges_nothing_is_given_up() -> None:
+    """What it is sent would be kept for ever."""
+
+    class Deaf(Worker):
+        def turn(self, inbox: list[bytes], now: float) -> list[bytes]:
+            return [self._deny(frame) for frame in super().turn(inbox, now)]
+
+        def _deny(self, data: bytes) -> bytes:
+            frame = Frame.decode(data)
+            return replace(frame, acknowledged=0, payload=bytes(frame.payload)).encode()
+
+    stack = SmallStack(Deaf(hello("deaf")))
+    (peer,) = stack.engine.groups
+    link = stack.engine.workers.link(peer)
+    assert link is not None
+    link._max_frames = 16
+    submit = stack.submit(1, [1, 2, 3], 60)
+    stack.workers[b"sound"] = Worker(hello("sound"))
+    stack._inboxes[b"sound"] = []
+    stack.run()
+    want = expected_tokens(submit.prompt, submit.sampling, submit.max_tokens, model=MODEL)
+    assert stack.got[1] == want.tokens
+    assert any("deaf" in line for line in stack.log)
+
+
+def test_a_plan_names_no_more_blocks_than_it_may(monkeypatch) -> None:
+    """Many requests with one long cached prefix: each costs one token of a step, and all its blocks."""
+    monkeypatch.setattr("scheduler_svc.core.scheduler.MAX_APPENDS", 100)
+    limits = hello("a", max_slots=64, num_blocks=256, block_size=1, max_tokens_per_step=64)
+    scheduler, table = Scheduler(limits_of(limits)), SlotTable(limits, MODEL)
+    sampling = np.array((0, 0, 1, 0, 0), SAMPLING)
+    prompt = np.arange(40, dtype=TOKEN)
+    ended, appends = 0, []
+    for owner in range(41):
+        scheduler.add(Sequence.of(owner, Submit(owner, prompt, 1, 0, sampling)))
+        while owner in (0, 40) and (plan := scheduler.schedule()) is not None:
+            appends.append(len(plan.appends))
+            ended += len(scheduler.apply(table.execute(plan)).ended)
+    assert ended == 41
+    assert max(appends) == 120  # the third sequence passes the bound, a fourth is not admitted
+
+
+def test_withdrawn_requests_leave_no_trace_in_the_scheduler() -> None:
+    """A long answer that was cancelled early was remembered until the step in which it would have ended."""
+    limits = hello("a", num_blocks=400, max_model_len=1000)
+    scheduler = Scheduler(limits_of(limits))
+    table = SlotTable(limits, MODEL)
+    sampling = np.array((0, 0, 1, 0, 0), SAMPLING)
+    for owner in range(50):
+        sequence = Sequence.of(owner, Submit(owner, np.array([owner], TOKEN), 900, 0, sampling))
+        scheduler.add(sequence)
+        plan = scheduler.schedule()
+        assert plan is not None
+        scheduler.apply(table.execute(plan))
+        scheduler.withdraw(sequence)
+    assert not scheduler._last_steps
