@@ -76,10 +76,10 @@ def _runner(
 
 
 def _rotary(table: Tensor) -> Tensor:
-    """The reference's table in the kernel's layout: [positions, 2, head_dim], sines not negated."""
-    cosines, sines = table[0, :, 0], table[1, :, 0]
-    upper = sines[:, sines.shape[1] // 2 :]
-    return torch.stack((cosines, torch.cat((upper, upper), -1)), dim=1).contiguous()
+    """The reference's table [positions, 2, head_dim], no sine negated: the kernel rotates halves itself."""
+    half = table.shape[2] // 2
+    table[:, 1, :half].neg_()
+    return table
 
 
 def _blocks(
