@@ -97,8 +97,14 @@ def serve(
         for plan in plans:
             with watchdog.phase(f"step {plan.step}", step_timeout_s):
                 runner.submit(plan)
-        results = runner.finished()
-        for result in results:
-            session.reply(result)
-        if runner.outstanding and not plans and not results:
+            _reply(session, runner)  # at once: the core sends the next plan while this one's successor runs
+        if not plans and not _reply(session, runner) and runner.outstanding:
             time.sleep(_SPIN_S)
+
+
+def _reply(session: WorkerSession, runner: build.AnyRunner) -> int:
+    """Sends the results that are there; how many."""
+    results = runner.finished()
+    for result in results:
+        session.reply(result)
+    return len(results)
