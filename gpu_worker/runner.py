@@ -123,7 +123,7 @@ class Runner:
         early = (table.length.numpy()[slots] < table.min_length.numpy()[slots]).nonzero()[0]
         if len(early):
             stops = table.stop_ids.numpy()[slots[early]]
-            row, column = (stops >= 0).nonzero()
+            row, column = ((stops >= 0) & (stops < logits.shape[1])).nonzero()
             logits[torch.from_numpy(early[row]), torch.from_numpy(stops[row, column])] = -torch.inf
         for slot, words in zip(plan.held.tolist(), plan.masks, strict=True):
             for row in (slots == slot).nonzero()[0]:

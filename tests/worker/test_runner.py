@@ -55,6 +55,13 @@ def test_a_result_has_a_token_for_every_row_that_moved(hand):
     assert second.exec_us > 0
 
 
+def test_stop_ids_beyond_the_vocabulary_never_match(hand):
+    """Checkpoints cut from larger ones name ids that they do not have; one such request ended the worker."""
+    beyond = (VOCABULARY, VOCABULARY + 3, 2**31 - 1)
+    tokens, end = text(hand, greedy(5, 8, min_tokens=4, stop_ids=beyond))
+    assert (len(tokens), end) == (8, End.LENGTH)
+
+
 def test_a_chunk_that_is_not_the_last_samples_nothing(hand):
     admission = np.zeros(1, ADMISSION)
     admission["max_length"] = 60
