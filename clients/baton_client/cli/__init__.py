@@ -7,9 +7,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from baton_client.cli import chat, down, generate, model, tokenize, up
-from baton_client.errors import BatonError, UnavailableError
+from baton_client.errors import BatonError, DeadlineError, UnavailableError
 from baton_client.stack import StackError
 
 _EPILOG = """\
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('baton-serve')}")
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for module in (up, down, chat, generate, tokenize, model):
@@ -64,5 +66,7 @@ def _explain(error: BatonError, arguments: argparse.Namespace) -> str:
     """Return what to tell the user about `error`."""
     if isinstance(error, UnavailableError) and error.code is not None and not error.reason:
         return f"nobody answers at {arguments.address}; 'baton up' starts a stack ({error.message})"
+    if isinstance(error, DeadlineError) and arguments.timeout is not None:
+        return f"not done after {arguments.timeout:g} s (--timeout)"
     retry = "" if error.retry_after_s is None else f" (try again in {error.retry_after_s:g} s)"
     return f"{error.message}{retry}"

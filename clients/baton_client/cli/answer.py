@@ -3,8 +3,10 @@
 import json
 import sys
 import time
+from collections.abc import Iterator
 
-from baton_client.client import Client
+from baton_client.client import Client, Stream
+from baton_client.errors import BatonError, UnavailableError
 from baton_client.prompt import Prompt
 from baton_client.results import Delta, Finish
 from baton_client.sampling import Sampling
@@ -18,7 +20,7 @@ def print_answer(
     times = StreamTimes(time.perf_counter())
     texts: list[str] = []
     with client.generate(prompt, sampling) as stream:
-        for event in stream:
+        for event in _whole_lines(stream, texts, as_json):
             if isinstance(event, Delta):
                 times.add(time.perf_counter(), len(event.token_ids))
                 texts.append(event.text)
@@ -32,6 +34,18 @@ def print_answer(
                 if stats:
                     print(_summary(event, times), file=sys.stderr)
     return "".join(texts)
+
+
+def _whole_lines(stream: Stream, texts: list[str], as_json: bool) -> Iterator[Delta | Finish]:
+    """The events. An error amid the text is told on a line of its own, as an end and not as an absence."""
+    try:
+        yield from stream
+    except BatonError as error:
+        if texts and not as_json:
+            print(flush=True)
+        if texts and isinstance(error, UnavailableError) and not error.reason:
+            raise UnavailableError(f"the server went away amid the answer: {error.message}") from error
+        raise
 
 
 def _as_dict(event: Delta | Finish) -> dict[str, object]:

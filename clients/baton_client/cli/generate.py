@@ -12,7 +12,7 @@ _EXAMPLES = """\
   baton generate "Once upon a time" --max-tokens 40
   baton generate "2, 4, 6," --temperature 0 --stop 12
   echo "The plan is" | baton generate --seed 7 --stats
-  baton generate --token-ids 9707,11,1879 --json
+  baton generate --token-ids 84,104,257 --json
 
 A chat model answers questions better through 'baton chat'.
 """

@@ -1,7 +1,9 @@
 """Command-line options that several subcommands share, and what is made of them."""
 
 import argparse
+import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -33,13 +35,14 @@ def add_address(parser: argparse.ArgumentParser) -> None:
     """Add the address of the server to ask."""
     parser.add_argument(
         "--address",
+        type=_address,
         default=os.environ.get("BATON_ADDRESS", DEFAULT_ADDRESS),
         metavar="HOST:PORT",
         help="the server to ask (default: $BATON_ADDRESS, else %(default)s)",
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=_seconds,
         metavar="S",
         help="give up after so many seconds (default: wait as long as needed)",
     )
@@ -92,6 +95,24 @@ def sampling_of(arguments: argparse.Namespace) -> Sampling:
         stop_token_ids=arguments.stop_token_id,
         ignore_eos=arguments.ignore_eos,
     )
+
+
+def _address(text: str) -> str:
+    """`text`, where it names a port or a socket file: gRPC would take 443 for none, and 34463 for 99999."""
+    port = re.fullmatch(r".*[^:]:(\d{1,5})", text)
+    if not text.startswith("unix:") and (port is None or not 1 <= int(port[1]) <= 65_535):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return text
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds, above 0")
+    return seconds
 
 
 def text_of(given: str | None) -> str:
