@@ -39,7 +39,9 @@ class Claim:
         if lock is None:
             holder = running(run_dir)
             where = f"at {holder.address}" if holder and holder.address else "and is still starting"
-            raise ClaimedError(f"a stack already runs {where} in {run_dir}: 'baton down' stops it")
+            raise ClaimedError(
+                f"a stack already runs {where} in {run_dir}: 'baton down --run-dir {run_dir}' stops it"
+            )
         self._lock = lock
         self._note = run_dir / _NOTE
         self._model = model

@@ -66,13 +66,15 @@ def test_detached_life(run_dir):
     done = baton("up", "--detach", "--listen", "127.0.0.1:0", "--run-dir", run_dir)
     assert done.returncode == 0, done.stderr
     address = done.stdout.split("serves at ")[1].split(". Try")[0]
+    stop = done.stdout.split("stop: ")[1].strip()
+    assert stop.endswith(f"baton down --run-dir {run_dir}")
     with Client(address) as client:
         question, answer = next(iter(ANSWERS.items()))
         greedy = Sampling(temperature=0.0)
         assert client.complete([{"role": "user", "content": question}], greedy).text == answer
     assert_one_clear_line(baton("up", "--run-dir", run_dir), address, "baton down")
     assert_one_clear_line(baton("up", "--detach", "--run-dir", run_dir), address, "baton down")
-    done = baton("down", "--run-dir", run_dir)
+    done = subprocess.run(shlex.split(stop), capture_output=True, text=True, cwd=os.getcwd())
     assert (done.returncode, done.stdout) == (0, f"stopped {DEMO_MODEL} at {address}\n")
     assert gone(run_dir)
     done = baton("down", "--run-dir", run_dir)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from baton_client.claim import Claim, running
 from baton_client.cli.console import spinner
-from baton_client.cli.hints import lines_to_try
+from baton_client.cli.hints import command, lines_to_try
 from baton_client.cli.options import Commands, add_command
 from baton_client.client import Client
 from baton_client.errors import BatonError
@@ -143,7 +143,7 @@ def _run_detached(arguments: argparse.Namespace) -> int:
         child.wait()
         raise
     print(lines_to_try(_supports_chat(found.address), found.address))
-    print(f"logs: {arguments.run_dir}/*.log   stop: baton down")
+    print(f"logs: {arguments.run_dir}/*.log   stop: {command('down', arguments.run_dir)}")
     return 0
 
 
