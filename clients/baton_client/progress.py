@@ -22,6 +22,7 @@ class ProgressBar:
             else:
                 self._bar = tqdm(total=total, desc="Generating", dynamic_ncols=True, unit="prompt")
         self._started = time.perf_counter()
+        self._prefill_s = 1e-9  # until the last prompt was prefilled, from when on the rate stands
         self.prefilled = 0
         self.decoded = 0
 
@@ -32,9 +33,11 @@ class ProgressBar:
         if self._bar is None:
             return
         elapsed_s = max(time.perf_counter() - self._started, 1e-9)
+        if prefilled:
+            self._prefill_s = elapsed_s
         self._bar.set_postfix(
             {
-                "Prefill": f"{self.prefilled / elapsed_s:.0f}tok/s",
+                "Prefill": f"{self.prefilled / self._prefill_s:.0f}tok/s",
                 "Decode": f"{self.decoded / elapsed_s:.0f}tok/s",
             },
             refresh=False,
