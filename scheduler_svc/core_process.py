@@ -16,10 +16,11 @@ from pathlib import Path
 from types import FrameType
 
 from baton_wire.transport import EndpointError, RouterSocket, ipc_endpoint, wait
+from scheduler_svc import logs
 from scheduler_svc.core.engine import Engine, EngineConfig, Hop
 
 TICK_S = 0.02
-logger = logging.getLogger("baton.core")
+logger = logging.getLogger(__name__)
 
 
 class CoreProcess:
@@ -116,13 +117,14 @@ def _arguments() -> argparse.Namespace:
         default=defaults.worker_wait_s,
         help="how long a request whose worker was lost waits for another, seconds",
     )
+    parser.add_argument("--log-level", default="info", choices=logs.LEVELS)
     return parser.parse_args()
 
 
 def main() -> int:
     """Runs the core; 0 after SIGTERM, 1 where the sockets cannot be bound."""
     arguments = _arguments()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
+    logs.configure(arguments.log_level, "core")
     config = EngineConfig(
         fingerprint=arguments.fingerprint,
         max_queue=arguments.max_queue,

@@ -93,6 +93,7 @@ class Supervisor:
             f"--fingerprint={self.model.fingerprint}",
             f"--max-queue={options.max_queue}",
             f"--worker-wait-s={options.worker_wait_s}",
+            f"--log-level={options.log_level}",
         )
 
     async def _start_frontend(self) -> str:

@@ -320,6 +320,13 @@ class TestDrain:
             assert time.monotonic() - begun < 3.0
 
 
+def test_every_part_logs_alike_and_from_the_level_asked_for():
+    with start_stack() as running:
+        assert " INFO baton.core: group " in running.scheduler.err
+    with start_stack(scheduler_args=("--log-level=warning",)) as running:
+        assert running.scheduler.err == ""
+
+
 def test_the_scheduler_loads_no_torch():
     """Neither of its processes, whatever their imports drag in."""
     with start_stack() as running, running.channel() as channel:
