@@ -35,7 +35,8 @@ class EngineConfig:
 
     `worker_wait_s`: how long a request whose group was lost waits for another. `silence_s`: how long a
     front-end may be silent, `worker_silence_s` a worker with nothing to do, before its session is given up;
-    `step_s`: the same for a worker that has plans to execute.
+    `step_s`: the same for a worker that has plans to execute; longer than the deadline that a worker sets
+    itself, or a slow but sound step would be repeated elsewhere for ever.
     """
 
     fingerprint: str
@@ -43,7 +44,7 @@ class EngineConfig:
     worker_wait_s: float = 30.0
     silence_s: float = 5.0
     worker_silence_s: float = 5.0
-    step_s: float = 120.0
+    step_s: float = 360.0
 
 
 @dataclass(slots=True)

@@ -12,10 +12,12 @@ from baton_wire.frame import Frame
 from baton_wire.frontend import Submit
 from baton_wire.plan import SAMPLING
 from baton_wire.result import ENDED, End, Result
+from gpu_worker.config import parse
+from scheduler_svc.core.engine import EngineConfig
 from scheduler_svc.core.group import limits_of
 from scheduler_svc.core.scheduler import Scheduler
 from scheduler_svc.core.sequence import Sequence
-from tests.core.small_stack import MODEL, SmallStack, Worker, hello
+from tests.core.small_stack import FRONTEND, MODEL, SmallStack, Worker, hello
 
 
 class Liar:
@@ -153,3 +155,24 @@ def test_withdrawn_requests_leave_no_trace_in_the_scheduler() -> None:
         scheduler.apply(table.execute(plan))
         scheduler.withdraw(sequence)
     assert not scheduler._last_steps
+
+
+def test_a_worker_judges_its_own_step_before_the_core_does() -> None:
+    """A step that the worker allows itself, yet the core does not, is repeated elsewhere for ever."""
+    assert EngineConfig("").step_s > parse(["--model", "m"]).step_timeout_s
+
+
+def test_a_long_step_is_waited_for_and_silence_without_one_is_not() -> None:
+    """A first prompt may take a CPU a minute; a worker with nothing to do beats all the time."""
+    stack = SmallStack(Worker(hello("a")))
+    submit = stack.submit(1, [1, 2, 3], 5)
+    stack.engine.pump()
+    stack.now += EngineConfig("").step_s - 1
+    stack.engine.frontends.link(FRONTEND).last_heard = stack.now
+    stack.engine.tick(stack.now)
+    stack.run()
+    assert stack.got[1] == expected_tokens(submit.prompt, submit.sampling, 5, model=MODEL).tokens
+    assert not any("said nothing" in line for line in stack.log)
+    stack.turn(5)
+    stack.engine.tick(stack.now + EngineConfig("").worker_silence_s + 0.1)
+    assert not stack.engine.groups
