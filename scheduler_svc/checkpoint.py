@@ -108,7 +108,7 @@ def _eos(path: Path, config: dict[str, Any]) -> frozenset[int]:
     """`eos_token_id`: absent, null, an id, or a list of ids."""
     value = config.get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if any(type(token) is not int or token < 0 for token in ids):
+    if any(type(token) is not int or not 0 <= token < 1 << 31 for token in ids):
         raise CheckpointError(f"{path}: eos_token_id: {value!r} is neither a token id nor a list of them")
     return frozenset(ids)
 

@@ -24,6 +24,7 @@ from baton_wire.transport import DealerSocket
 from scheduler_svc.frontend.errors import Reason, RequestError
 from scheduler_svc.frontend.stream import Inbox, Stream
 
+HANDLES = 1 << 32  # then they begin again; a request as old as that is over
 MESSAGES_PER_S = 10_000  # a third of what one process can send
 _SHORTEST_PACE_S = 0.002
 _TICK_S = 0.02
@@ -100,7 +101,7 @@ class CoreLink:
 
         Raises `RequestError` where the core cannot be asked.
         """
-        stream = kind(next(self._handles))
+        stream = kind(next(self._handles) % HANDLES)
         submit = Submit(stream.handle, prompt, max_tokens, min_tokens, sampling, stop_ids)
         try:
             self._send(submit.encode())

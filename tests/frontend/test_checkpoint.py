@@ -41,6 +41,7 @@ def test_sampling_defaults(tmp_path, generation, expected):
         ("config.json", "[]", "not a JSON object"),
         ("config.json", None, "missing"),
         ("config.json", '{"eos_token_id": "x"}', "eos_token_id"),
+        ("config.json", '{"eos_token_id": 2147483648}', "eos_token_id"),
         ("generation_config.json", "\x00", "not JSON"),
         ("generation_config.json", '{"temperature": "hot"}', "temperature"),
         ("generation_config.json", '{"top_p": 7}', "top_p"),

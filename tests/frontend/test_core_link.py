@@ -68,6 +68,17 @@ async def take(stream):
 
 
 @on_loop
+async def test_handles_begin_again_when_they_run_out(folder, monkeypatch):
+    monkeypatch.setattr(core_link, "HANDLES", 3)
+    async with connected(folder) as (_, link):
+        handles = []
+        for _ in range(5):
+            with submit(link) as stream:
+                handles.append(stream.handle)
+        assert handles == [1, 2, 0, 1, 2]
+
+
+@on_loop
 async def test_a_request_and_its_tokens(folder):
     async with connected(folder) as (core, link):
         assert link.service == READY
