@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import shutil
 import time
 from contextlib import asynccontextmanager, contextmanager
 
@@ -37,7 +38,9 @@ def on_loop(test):
 
 @pytest.fixture
 def folder():
-    return private_ipc_dir()
+    path = private_ipc_dir()
+    yield path
+    shutil.rmtree(path)
 
 
 @asynccontextmanager

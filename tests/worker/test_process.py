@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,7 +97,8 @@ class Core:
 @pytest.fixture
 def place():
     run_dir = private_ipc_dir()
-    return run_dir, ipc_endpoint(run_dir / "workers.ipc")
+    yield run_dir, ipc_endpoint(run_dir / "workers.ipc")
+    shutil.rmtree(run_dir)
 
 
 @pytest.fixture
