@@ -1,5 +1,6 @@
 """The worker's process: phases, the loop over plans, and leaving."""
 
+import gc
 import logging
 import signal
 import sys
@@ -69,6 +70,8 @@ def _run(config: WorkerConfig) -> int:
             raise CheckpointError(str(error)) from error
     with watchdog.phase("warming up", config.warmup_timeout_s):
         runner = build.make_runner(config, loaded)
+    gc.collect()
+    gc.freeze()  # what is here stays: no collection needs to look at it again, in the middle of a step
     stop = _Stop()
 
     def reset() -> None:
