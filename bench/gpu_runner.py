@@ -26,6 +26,7 @@ from baton_wire.plan import SAMPLING, Plan
 from gpu_worker import build
 from gpu_worker.config import parse
 from gpu_worker.cuda.runner import CudaRunner
+from gpu_worker.layers import ops
 from scheduler_svc.core.credit import Credit
 from scheduler_svc.core.scheduler import Scheduler
 from scheduler_svc.core.sequence import Sequence
@@ -110,27 +111,77 @@ def roofline() -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Measures; JSON last."""
+def _trace(engine: Engine, prompts: list[list[int]], path: str) -> None:
+    """The device time of every kernel over 40 tokens, sorted, to `path` and to stderr."""
+    engine.reset()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        engine.run(prompts, [40] * len(prompts))
+        torch.cuda.synchronize()
+    table = profile.key_averages().table(sort_by="cuda_time_total", row_limit=25, max_name_column_width=60)
+    with open(path, "w") as file:
+        file.write(table)
+    print(table, file=sys.stderr)
+
+
+def _decode(engine: Engine, prompts: list[list[int]]) -> tuple[float, float, float]:
+    """Milliseconds per token of steady decode: wall, device; host microseconds per step."""
+
+    def timed(count: int) -> dict[str, Any]:
+        engine.reset()
+        return engine.run(prompts, [count] * len(prompts))
+
+    timed(8)
+    low, high = (min((timed(n) for _ in range(2)), key=lambda r: float(r["seconds"])) for n in (32, 288))
+    wall, device = (float(high[k] - low[k]) / 256 * 1e3 for k in ("seconds", "device_s"))
+    return wall, device, float(high["host_us"])
+
+
+def _throughput(engine: Engine) -> list[int]:
+    """Output tokens per second of the 256 requests, two rounds, no prefix in the cache."""
+    random.seed(0)
+    prompts = [[random.randint(0, VOCABULARY) for _ in range(random.randint(100, 1024))] for _ in range(256)]
+    lengths = [random.randint(100, 1024) for _ in range(256)]
+    rates = []
+    for _ in range(2):
+        engine.reset()
+        run = engine.run(prompts, lengths, temperature=0.6)
+        rates.append(round(run["tokens"] / run["seconds"]))
+    return rates
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model")
+    parser.add_argument("model", help="folder with a config.json")
     parser.add_argument("--quick", action="store_true", help="no throughput run")
-    parser.add_argument("--slots", type=int, default=512)
+    parser.add_argument("--slots", type=int, default=512, help="sequences that run at a time [512]")
     parser.add_argument("--eager", action="store_true", help="no captured graphs")
-    a = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    print(json.dumps({"roofline": roofline()}), flush=True)
-    torch.cuda.empty_cache()
-    began = time.perf_counter()
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 256])
+    parser.add_argument("--no-pdl", action="store_true", help="no dependent launches")
+    parser.add_argument("--trace", metavar="FILE", help="write a profile of decode at the last batch to FILE")
+    return parser.parse_args()
+
+
+def _make_runner(a: argparse.Namespace) -> CudaRunner:
     options = ["--device", "cuda", "--load-format", "dummy", "--max-model-len", "8192"]
     options += ["--max-num-seqs", str(a.slots), "--max-num-batched-tokens", "16384"]
     options += ["--enforce-eager"] if a.eager else []
     config = parse(["--model", a.model, *options])
     runner = build.make_runner(config, build.load_model(config))
     assert isinstance(runner, CudaRunner)
-    engine = Engine(runner)
+    return runner
+
+
+def main() -> None:
+    """Measures; JSON last."""
+    a = _arguments()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    ops.DEPENDENT_LAUNCH = not a.no_pdl
+    print(json.dumps({"roofline": roofline()}), flush=True)
+    torch.cuda.empty_cache()
+    began = time.perf_counter()
+    engine = Engine(_make_runner(a))
     figures: dict[str, Any] = {"engine": "baton", "scope": "runner-only", "model": a.model}
     figures["start_s"] = round(time.perf_counter() - began, 1)
     draw = random.Random(0)
@@ -138,34 +189,21 @@ def main() -> None:
     def prompt(length: int) -> list[int]:
         return [draw.randint(0, VOCABULARY) for _ in range(length)]
 
-    for batch in (1, 8, 64, 256):
-        prompts = [prompt(128) for _ in range(batch)]
-
-        def timed(count: int, prompts: list[list[int]] = prompts) -> dict[str, Any]:
-            engine.reset()
-            return engine.run(prompts, [count] * len(prompts))
-
-        timed(8)
-        low, high = (min((timed(n) for _ in range(2)), key=lambda r: r["seconds"]) for n in (32, 288))
-        figures[f"tpot_ms_b{batch}"] = round((high["seconds"] - low["seconds"]) / 256 * 1e3, 4)
-        figures[f"device_ms_b{batch}"] = round((high["device_s"] - low["device_s"]) / 256 * 1e3, 4)
-        figures[f"host_us_b{batch}"] = round(high["host_us"])
+    for batch in a.batches:
+        wall, device, host = _decode(engine, [prompt(128) for _ in range(batch)])
+        figures[f"tpot_ms_b{batch}"], figures[f"device_ms_b{batch}"] = round(wall, 4), round(device, 4)
+        figures[f"host_us_b{batch}"] = round(host)
         print(json.dumps(figures), flush=True)
+    if a.trace:
+        _trace(engine, [prompt(128) for _ in range(a.batches[-1])], a.trace)
     long = [prompt(8000) for _ in range(3)]
     engine.reset()
     engine.run([long[0]], [1])
-    figures["ttft_8k_cold_ms"] = round(min(engine.run([p], [1])["seconds"] for p in long[1:]) * 1e3, 2)
-    figures["ttft_8k_hit_ms"] = round(min(engine.run([p], [1])["seconds"] for p in long[1:]) * 1e3, 2)
+    for name in ("cold", "hit"):
+        seconds = min(engine.run([p], [1])["seconds"] for p in long[1:])
+        figures[f"ttft_8k_{name}_ms"] = round(seconds * 1e3, 2)
     if not a.quick:
-        random.seed(0)
-        prompts = [[random.randint(0, 10000) for _ in range(random.randint(100, 1024))] for _ in range(256)]
-        lengths = [random.randint(100, 1024) for _ in range(256)]
-        rates = []
-        for _ in range(2):
-            engine.reset()
-            run = engine.run(prompts, lengths, temperature=0.6)
-            rates.append(round(run["tokens"] / run["seconds"]))
-        figures["throughput_tok_s"] = rates
+        figures["throughput_tok_s"] = _throughput(engine)
     print(json.dumps(figures))
 
 

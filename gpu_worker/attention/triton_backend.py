@@ -13,6 +13,7 @@ from baton_kernels.decode_attention import DecodeWork, decode_attention
 from baton_kernels.prefill_attention import PrefillWork, prefill_attention
 from baton_kernels.qk_rope_kv import qk_rope_kv
 from gpu_worker.attention.interface import AttentionShape, Context
+from gpu_worker.layers import ops
 from gpu_worker.layers.norm import QKNormRope
 
 
@@ -47,9 +48,12 @@ class TritonAttention:
         rows: Rows = context.work
         keys, values = context.cache[layer]
         places, positions = rows.places, rows.positions
-        q = qk_rope_kv(qkv, norm.q, norm.k, norm.eps, context.rotary, positions, places, keys, values)
+        pdl = ops.DEPENDENT_LAUNCH and ops.few(qkv)
+        q = qk_rope_kv(
+            *(qkv, norm.q, norm.k, norm.eps, context.rotary, positions, places, keys, values), pdl=pdl
+        )
         if rows.decode is not None:
-            out = decode_attention(q, keys, values, rows.block_table, rows.decode, self._scale)
+            out = decode_attention(q, keys, values, rows.block_table, rows.decode, self._scale, pdl=pdl)
         else:
             assert rows.prefill is not None
             out = torch.empty_like(q)

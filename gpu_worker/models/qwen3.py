@@ -102,6 +102,17 @@ class Qwen3Layer(Layer):
         x, residual = self.post_attention_layernorm(x, residual)
         return self.mlp(x), residual
 
+    def fused(self, x: Tensor, layer: int, context: Context) -> Tensor:
+        """The same for few rows, `x` being the whole sum: norms, activation and additions in the products."""
+        attention, mlp = self.self_attn, self.mlp
+        norm = (self.input_layernorm.weight, self.input_layernorm.eps)
+        qkv = ops.product(x, attention.qkv_proj.weight, norm=norm)
+        seen = context.attention.forward(qkv, attention.qk_norm, layer, context)
+        x = ops.product(seen, attention.o_proj.weight, residual=x)
+        norm = (self.post_attention_layernorm.weight, self.post_attention_layernorm.eps)
+        gate_up = ops.product(x, mlp.gate_up_proj.weight, norm=norm)
+        return ops.product(gate_up, mlp.down_proj.weight, silu=True, residual=x)
+
 
 class Qwen3Decoder(Layer):
     """Embedding, layers, last norm."""
@@ -110,12 +121,17 @@ class Qwen3Decoder(Layer):
         self.embed_tokens = Embedding(c.vocab_size, c.hidden)
         self.layers = [Qwen3Layer(c) for _ in range(c.layers)]
         self.norm = RMSNorm(c.hidden, c.norm_eps)
+        self.fuses = not c.attention_bias  # fused products add none
 
     def __call__(self, tokens: Tensor, context: Context) -> Tensor:
         x = self.embed_tokens(tokens)
         residual: Tensor | None = None
+        fused = self.fuses and ops.few(x)
         for i, layer in enumerate(self.layers):
-            x, residual = layer(x, residual, i, context)
+            if fused:
+                x = layer.fused(x, i, context)
+            else:
+                x, residual = layer(x, residual, i, context)
         x, _ = self.norm(x, residual)
         return x
 
