@@ -30,6 +30,7 @@ def runner(loaded: build.Loaded, **options: int) -> "RecordingRunner":
     """A runner of a loaded model; options are arguments of the command line, with underscores."""
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     made = build.make_runner(parse(["--model", "unused", *arguments]), loaded)
+    assert isinstance(made, Runner), "the CPU's"
     return RecordingRunner(made.model, made.attention, made.cache, made.rotary, made.limits)
 
 
