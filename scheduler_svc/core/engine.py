@@ -21,6 +21,8 @@ from scheduler_svc.core.mailbox import HANDLE_BITS, Mailbox
 from scheduler_svc.core.sequence import Sequence, Status
 from scheduler_svc.core.step import DesyncError, Outcome
 
+_GAP_S = 0.5  # between two ticks: this process was stopped, or starved
+
 
 class Hop(IntEnum):
     """Which socket a frame leaves by."""
@@ -73,6 +75,7 @@ class Engine:
         self._next_number = 1
         self._mailbox = Mailbox()
         self._announced = Service(0)
+        self._ticked_s = self._awake_s = float("-inf")  # the last tick; since when they came without a gap
         self._told: dict[bytes, Service] = {}  # by front-end: what it was told last
 
     # ---- input ------------------------------------------------------------------------------------------
@@ -111,15 +114,19 @@ class Engine:
 
     def tick(self, now: float) -> None:
         """Time passed: beats, silent peers, requests that waited too long for a worker."""
+        if now - self._ticked_s > _GAP_S:
+            self._awake_s = now  # while this process stood still, what peers said could not arrive
+        self._ticked_s = now
         for peer, group in list(self.groups.items()):
             busy = group.scheduler.in_flight > 0
             link = self.workers.link(peer)
             patience_s = self.config.step_s if busy else self.config.worker_silence_s
-            if link is None or now - link.last_heard > patience_s:
+            if link is None or now - max(link.last_heard, self._awake_s) > patience_s:
                 self.workers.drop(peer)
                 self._lose_group(peer, now, f"said nothing for {patience_s:g} s")
-        for peer in self.frontends.silent(now, self.config.silence_s):
-            self.frontend_gone(peer)
+        if now - self._awake_s > self.config.silence_s:
+            for peer in self.frontends.silent(now, self.config.silence_s):
+                self.frontend_gone(peer)
         for owner in list(self._lobby):
             if now - self._requests[owner].lost_s < self.config.worker_wait_s:
                 break

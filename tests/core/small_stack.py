@@ -104,6 +104,12 @@ class SmallStack:
             self.engine.pump()
             self._carry()
 
+    def pause(self, seconds: float) -> None:
+        """The engine runs on while nobody says anything."""
+        for _ in range(round(seconds / 0.02)):
+            self.now += 0.02
+            self.engine.tick(self.now)
+
     def run(self, turns: int = 2000) -> None:
         """Until every request has ended."""
         for _ in range(turns):

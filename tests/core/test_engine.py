@@ -173,6 +173,17 @@ def test_a_long_step_is_waited_for_and_silence_without_one_is_not() -> None:
     stack.run()
     assert stack.got[1] == expected_tokens(submit.prompt, submit.sampling, 5, model=MODEL).tokens
     assert not any("said nothing" in line for line in stack.log)
-    stack.turn(5)
-    stack.engine.tick(stack.now + EngineConfig("").worker_silence_s + 0.1)
+    stack.pause(EngineConfig("").worker_silence_s + 0.1)
     assert not stack.engine.groups
+
+
+def test_an_engine_that_stood_still_does_not_take_its_peers_for_silent() -> None:
+    """A core that was stopped for a while gave up everybody before it had read what they had sent."""
+    stack = SmallStack(Worker(hello("a")))
+    stack.now += 60
+    stack.engine.tick(stack.now)
+    assert stack.engine.groups
+    assert stack.engine.frontends.peers() == [FRONTEND]
+    stack.pause(EngineConfig("").silence_s + 0.1)
+    assert not stack.engine.groups
+    assert not stack.engine.frontends.peers()
