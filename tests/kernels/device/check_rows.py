@@ -1,0 +1,111 @@
+"""Kernels that work on one row at a time, against float64."""
+
+import pytest
+import torch
+
+from baton_kernels import reference
+from baton_kernels.linear import LinearTile, linear
+from baton_kernels.qk_rope_kv import qk_rope_kv
+from baton_kernels.rms_norm import add_rms_norm, rms_norm
+from baton_kernels.silu_mul import silu_mul
+from tests.kernels.numbers import DTYPES, close, normal, poison
+
+EPS = 1e-6
+
+
+def normed(x, weight):
+    x = x.double()
+    return x * (x.square().mean(-1, keepdim=True) + EPS).rsqrt() * weight.double()
+
+
+def silu(x):
+    gate, up = x.double().chunk(2, -1)
+    return gate * gate.sigmoid() * up
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "size"), [(1, 1), (3, 100), (5, 1024)])
+def test_rms_norm(rows, size, dtype, device, full):
+    rows *= 1000 if full else 1
+    wide = normal(rows, 2 * size, dtype=dtype, device=device) * 3
+    x, weight = wide[:, size:], normal(size, dtype=dtype, device=device)
+    out = poison(torch.empty(rows, size, dtype=dtype, device=device))
+    assert rms_norm(x, weight, EPS, out=out) is out
+    assert close(out, normed(x, weight))
+    residual = normal(rows, size, dtype=dtype, device=device)
+    total = x + residual
+    out, written = add_rms_norm(x, residual, weight, EPS)
+    assert written is residual
+    assert close(written, total.double(), bound=1e-2 if dtype == torch.bfloat16 else 0)
+    assert close(out, normed(written, weight))
+    if dtype == torch.float32:
+        assert close(out, reference.rms_norm(total, weight, EPS).double())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "size"), [(1, 1), (7, 1500)])
+def test_silu_mul(rows, size, dtype, device, full):
+    x = normal(rows * (1000 if full else 1), 2 * size, dtype=dtype, device=device) * 4
+    out = poison(torch.empty(len(x), size, dtype=dtype, device=device))
+    silu_mul(x, out=out)
+    assert close(out, silu(x))
+    if dtype == torch.float32:
+        assert close(out, reference.silu_mul(x).double())
+
+
+def rotated(x, rotary):
+    low, high = x.chunk(2, -1)
+    cosines, sines = rotary[:, None, 0].double(), rotary[:, None, 1].double()
+    return x * cosines + torch.cat((high, low), -1) * sines
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "block_size"), [(3, 1, 20, 5), (8, 4, 32, 1), (16, 8, 128, 16)]
+)
+def test_qk_rope_kv(heads, kv_heads, head_dim, block_size, dtype, device, full):
+    rows, longest, blocks = (4000 if full else 4), 100, (400 if full else 4) * 20
+    every = heads + 2 * kv_heads
+    qkv = normal(rows, every * head_dim, dtype=dtype, device=device) * 2
+    q_weight, k_weight = (normal(head_dim, dtype=dtype, device=device) for _ in range(2))
+    rotary = reference.rotary_table(longest, head_dim, 1e4).to(device)
+    positions = torch.randint(0, longest, (rows,), device=device)
+    places = torch.randperm(blocks * block_size, device=device)[:rows].to(torch.int32)
+    places[1] = -1
+    size = (blocks, kv_heads, block_size, head_dim)
+    keys, values = (poison(torch.empty(size, dtype=dtype, device=device)) for _ in range(2))
+    out = poison(torch.empty(rows, heads, head_dim, dtype=dtype, device=device))
+    qk_rope_kv(qkv, q_weight, k_weight, EPS, rotary, positions, places, keys, values, out=out)
+    q, k, v = qkv.view(rows, every, head_dim).split([heads, kv_heads, kv_heads], 1)
+    turn = rotary[positions]
+    assert close(out, rotated(normed(q, q_weight), turn))
+    there = places >= 0
+    block, offset = places[there].long() // block_size, places[there].long() % block_size
+    assert close(keys[block, :, offset], rotated(normed(k, k_weight), turn)[there])
+    assert torch.equal(values[block, :, offset], v[there])
+    for cache in (keys, values):
+        assert cache.isnan().sum() == cache.numel() - there.sum() * kv_heads * head_dim
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("before", ["plain", "norm", "silu"])
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_linear(rows, before, dtype, device, full):
+    for outputs, inputs in ((4096, 1024), (1024, 3072), (1000, 600)) if full else ((50, 72),):
+        x = normal(rows, inputs * (2 if before == "silu" else 1), dtype=dtype, device=device)
+        weight = normal(outputs, inputs, dtype=dtype, device=device)
+        norm = normal(inputs, dtype=dtype, device=device)
+        residual = normal(rows, outputs, dtype=dtype, device=device) if rows != 3 else None
+        out = poison(torch.empty(rows, outputs, dtype=dtype, device=device))
+        linear(
+            x,
+            weight,
+            norm=(norm, EPS) if before == "norm" else None,
+            silu=before == "silu",
+            residual=residual,
+            out=out,
+            tile=None if full else LinearTile(16, 32, 4),
+        )
+        wide = silu(x) if before == "silu" else normed(x, norm) if before == "norm" else x.double()
+        expected = wide @ weight.double().T
+        assert close(out, expected if residual is None else expected + residual.double())

@@ -1,0 +1,140 @@
+"""The kernels compiled for GPUs that are not there: registers, no spills, and the instructions meant."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="kernels are Triton's; it is for Linux")
+
+from baton_kernels import advance, sampler
+from baton_kernels.decode_attention import DecodeWork, decode_attention, plan
+from baton_kernels.linear import linear
+from baton_kernels.prefill_attention import PromptChunk, plan_prefill, prefill_attention
+from baton_kernels.qk_rope_kv import qk_rope_kv
+from baton_kernels.rms_norm import add_rms_norm
+from baton_kernels.silu_mul import silu_mul
+from tests.kernels.aot import compile_launches
+
+SLOTS = 256
+CPU = torch.device("cpu")
+CAPABILITIES = [80, 89, 90]
+
+
+def bf16(*shape):
+    return torch.empty(shape, dtype=torch.bfloat16)
+
+
+def numbers(*shape, dtype=torch.int32):
+    return torch.zeros(shape, dtype=dtype)
+
+
+@dataclass(slots=True)
+class Table:
+    """Slot table, and the rows of a step: one bag of columns."""
+
+    def __getattr__(self, name):
+        return {
+            "block_table": numbers(SLOTS, 256),
+            "stop_ids": numbers(SLOTS, 16, dtype=torch.int64),
+            "temperature": torch.zeros(SLOTS),
+            "top_p": torch.zeros(SLOTS),
+            "min_p": torch.zeros(SLOTS),
+        }.get(name, numbers(SLOTS, dtype=torch.int64))
+
+
+def decode(heads, kv_heads, head_dim, block_size):
+    cache, q = bf16(64, kv_heads, block_size, head_dim), bf16(SLOTS, heads, head_dim)
+    work = DecodeWork.make(SLOTS, heads, kv_heads, head_dim, 4096, CPU)
+    plan(work, SLOTS)
+    decode_attention(q, cache, cache, numbers(SLOTS, 256), work, head_dim**-0.5)
+
+
+def prefill(heads, kv_heads, head_dim, block_size):
+    cache, q = bf16(64, kv_heads, block_size, head_dim), bf16(SLOTS, heads, head_dim)
+    work = plan_prefill([PromptChunk(0, 0, 100, 5000)], heads, kv_heads, head_dim, CPU)
+    prefill_attention(q, cache, cache, numbers(SLOTS, 256), work, head_dim**-0.5, q)
+
+
+def rows():
+    cache = bf16(64, 8, 16, 128)
+    add_rms_norm(bf16(64, 1024), bf16(64, 1024), bf16(1024), 1e-6)
+    silu_mul(bf16(64, 6144))
+    places = numbers(64)
+    table = torch.zeros(4096, 2, 128)
+    qk_rope_kv(bf16(64, 4096), bf16(128), bf16(128), 1e-6, table, places, places, cache, cache)
+
+
+def linears():
+    linear(bf16(8, 1024), bf16(4096, 1024), norm=(bf16(1024), 1e-6))
+    linear(bf16(8, 6144), bf16(1024, 3072), silu=True, residual=bf16(8, 1024))
+
+
+def step():
+    table, vocabulary = Table(), 151936
+    work = sampler.SampleWork.make(SLOTS, vocabulary, CPU)
+    slots, sampled = numbers(SLOTS), numbers(SLOTS)
+    allowed = numbers(4, 4748)
+    sampler.sample(bf16(SLOTS, vocabulary), slots, table, work, sampled)
+    sampler.sample(bf16(SLOTS, vocabulary), slots, table, work, sampled, allowed=allowed, mask_rows=slots)
+    advance.begin(table, table, SLOTS, 16, numbers(SLOTS, dtype=torch.int8), numbers(1))
+    advance.locate(table.block_table, 16, slots, slots, sampled)
+    results = numbers(8, advance.HEADER + 2 * SLOTS)
+    advance.advance(table, sampled, results, numbers(1, dtype=torch.int64))
+
+
+def compiled(function, capability, *args):
+    """All kernels that the function launches; none uses local memory."""
+    kernels = compile_launches(lambda: function(*args), capability)
+    for kernel in kernels:
+        print(kernel)
+        assert (kernel.stack_bytes, kernel.local_bytes) == (0, 0), kernel
+    return {kernel.kernel: kernel for kernel in kernels}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_rows(capability):
+    kernels = compiled(rows, capability)
+    assert set(kernels) == {"rms_norm_kernel", "silu_mul_kernel", "qk_rope_kv_kernel"}
+    for kernel in kernels.values():
+        assert kernel.registers <= 64, kernel
+        assert kernel.count(r"ld\.global[.\w:]*\.v[24]"), "wide loads"
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_linear(capability):
+    (kernel,) = compiled(linears, capability).values()
+    assert kernel.registers <= 255, kernel
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_decode_attention(capability):
+    for shape in ((16, 8, 128, 16), (32, 8, 128, 64)):
+        kernels = compiled(decode, capability, *shape)
+        kernel = kernels["decode_attention_kernel"]
+        assert kernel.registers <= 168, kernel  # three programs of 128 threads on a multiprocessor
+        assert kernel.count(r"mma\.sync"), "matrix instructions"
+        assert kernel.count(r"cp\.async\.c[ag]"), "keys and values arrive while others are in use"
+        assert kernel.count(r"atom\.[\w.]*acq_rel|atom\.acq_rel"), "the last to arrive sees what others wrote"
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(("block_size", "bulk"), [(16, False), (128, True)])
+def test_prefill_attention(block_size, bulk, capability):
+    kernels = compiled(prefill, capability, 16, 8, 128, block_size)
+    kernel = kernels["prefill_attention_kernel"]
+    assert kernel.registers <= 255, kernel
+    if capability == 90:
+        assert kernel.count(r"wgmma\.mma_async"), "the matrix instructions of Hopper"
+        assert not kernel.count(r"mma\.sync")
+        assert bool(kernel.count(r"cp\.async\.bulk\.tensor")) == bulk
+    else:
+        assert kernel.count(r"mma\.sync")
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_step(capability):
+    kernels = compiled(step, capability)
+    assert kernels["finish_rows_kernel"].registers <= 128  # 512 threads
+    for name in ("score_tiles_kernel", "begin_kernel", "locate_kernel", "advance_kernel"):
+        assert kernels[name].registers <= 96, kernels[name]
