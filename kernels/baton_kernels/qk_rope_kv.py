@@ -77,7 +77,7 @@ def qk_rope_kv_kernel(
     high = tl.load(source + HALF, mask=inside, other=0.0)
     block, offset = (place // BLOCK_SIZE).to(tl.int64), place % BLOCK_SIZE
     cached = block * block_stride + offset * token_stride + half
-    written = inside & (place >= 0)
+    written = inside & (half < tl.where(place >= 0, HALF, 0))
     if first < HEADS:
         q_low, q_high = _norm_rope(low, high, q_weight_ptr, angle_ptr, eps, half, HALF)
         _store_halves(q_ptr + (row * HEADS + first + head) * HEAD_DIM + half, q_low, q_high, inside, HALF)

@@ -78,7 +78,8 @@ def _load_logits(
         for i in range(STOPS):
             logits = tl.where(ids == tl.load(stop_ptr + i).to(tl.int32), float("-inf"), logits)
     if MASKED:  # a constant; `masked` is not
-        words = tl.load(allowed_ptr + ids // _MASK_BITS, mask=(ids < vocabulary) & masked, other=-1)
+        ruled = ids < tl.where(masked, vocabulary, 0)
+        words = tl.load(allowed_ptr + ids // _MASK_BITS, mask=ruled, other=-1)
         logits = tl.where((words >> (ids % _MASK_BITS)) & 1 != 0, logits, float("-inf"))
     return logits
 
