@@ -30,16 +30,17 @@ died (the reason is on stderr), 73 run directory not usable or in use.
 class ServiceConfig:
     """What to serve and how. Raises `ValueError` that names the field.
 
-    `model`: checkpoint directory, or a hub id. `listen`: host:port, port 0 picks a free one.
-    `max_queue`: requests that may wait. `worker_wait_s`: how long a request whose worker was lost waits for
-    another. `default_max_tokens`: cap of a request that sets none. `drain_grace_s`: how long streams may go
-    on after SIGTERM.
+    `model`: checkpoint directory, or a hub id. `listen`: host:port, port 0 picks a free one. `frontends`:
+    processes that serve gRPC there. `max_queue`: requests that may wait. `worker_wait_s`: how long a request
+    whose worker was lost waits for another. `default_max_tokens`: cap of a request that sets none.
+    `drain_grace_s`: how long streams may go on after SIGTERM.
     """
 
     model: str
     listen: str = "127.0.0.1:50051"
     run_dir: Path = field(default_factory=default_run_dir)
     served_model_name: str | None = None
+    frontends: int = 1
     max_queue: int = 1024
     worker_wait_s: float = 30.0
     default_max_tokens: int = 1024
@@ -52,7 +53,7 @@ class ServiceConfig:
         port = re.fullmatch(r"(?:\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):(\d{1,5})", self.listen)
         if port is None or int(port[1]) > 65_535:
             raise ValueError(f"listen: {self.listen!r} is not HOST:PORT (IPv6 as [::1]:PORT)")
-        for name in ("max_queue", "default_max_tokens"):
+        for name in ("frontends", "max_queue", "default_max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is below 1")
         for name in ("worker_wait_s", "drain_grace_s"):
@@ -68,6 +69,7 @@ class ServiceConfig:
             f"--model={self.model}",
             f"--listen={self.listen}",
             f"--run-dir={self.run_dir}",
+            f"--frontends={self.frontends}",
             f"--max-queue={self.max_queue}",
             f"--worker-wait-s={self.worker_wait_s}",
             f"--default-max-tokens={self.default_max_tokens}",
@@ -102,6 +104,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
         help="private directory where workers meet the scheduler; one scheduler each (default %(default)s)",
     )
     add("--served-model-name", metavar="NAME", help="name told to clients (default: the directory's)")
+    add(
+        "--frontends",
+        type=int,
+        default=default.frontends,
+        metavar="K",
+        help="front-end processes that share the port; the kernel spreads connections (default %(default)s)",
+    )
     add(
         "--max-queue",
         type=int,

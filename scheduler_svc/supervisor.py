@@ -1,4 +1,4 @@
-"""The supervisor: starts core and front-end, watches them, and ends the service whole, never half-alive.
+"""The supervisor: starts core and front-ends, watches them, and ends the service whole, never half-alive.
 
 Knows what the parts are called and how they end; nothing of what they say to each other.
 """
@@ -20,6 +20,7 @@ from baton_wire.transport import EndpointError, private_ipc_dir
 from scheduler_svc import checkpoint, config, logs
 from scheduler_svc.checkpoint import Checkpoint, CheckpointError
 from scheduler_svc.config import ServiceConfig
+from scheduler_svc.port import PortInUseError, Reservation
 
 _AFTER_GRACE_S = 5.0  # how long a part may take to end once it should
 T = TypeVar("T")
@@ -55,29 +56,32 @@ def owned_run_dir(path: Path) -> Iterator[None]:
 
 @dataclass(slots=True)
 class Supervisor:
-    """One service in a run directory that is locked for it. `run` once."""
+    """One service in a run directory that is locked for it. `run` once. `_port`: what front-ends share."""
 
     options: ServiceConfig
     model: Checkpoint
+    _port: Reservation | None = None
     _parts: dict[str, Process] = field(default_factory=dict)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _hurry: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
-        """Serves until SIGTERM or SIGINT, then drains. Raises `PartDiedError`."""
+        """Serves until SIGTERM or SIGINT, then drains. Raises `PartDiedError` and `PortInUseError`."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._told_to_stop)
         try:
             await self._start_core()
-            address = await self._start_frontend()
+            address = await self._start_frontends()
             where = f"model {self.model.name}, run directory {self.options.run_dir}"
             print(f"baton: listening on {address} ({where})", flush=True)
             await self._watch(self._stop.wait())
-            await self._end("frontend", self.options.drain_grace_s + _AFTER_GRACE_S)
-            await self._end("core", _AFTER_GRACE_S)
+            await self._end(self._frontends(), self.options.drain_grace_s + _AFTER_GRACE_S)
+            await self._end(["core"], _AFTER_GRACE_S)
         finally:
             await self._kill_all()
+            if self._port is not None:
+                self._port.close()
 
     def _told_to_stop(self) -> None:
         if self._stop.is_set():
@@ -96,10 +100,25 @@ class Supervisor:
             f"--log-level={options.log_level}",
         )
 
-    async def _start_frontend(self) -> str:
-        """The address at which it serves."""
+    def _frontends(self) -> list[str]:
+        """Names of the front-ends."""
+        count = self.options.frontends
+        return ["frontend"] if count == 1 else [f"frontend-{number}" for number in range(1, count + 1)]
+
+    async def _start_frontends(self) -> str:
+        """The address at which all of them serve."""
         options = replace(self.options, model=str(self.model.path), served_model_name=self.model.name)
-        process = await self._start("frontend", "scheduler_svc.frontend", *options.arguments())
+        if options.frontends > 1:
+            self._port = Reservation(options.listen)
+            options = replace(options, listen=self._port.address)
+        for name in self._frontends():
+            await self._start(name, "scheduler_svc.frontend", *options.arguments())
+        addresses = {await self._address(self._parts[name]) for name in self._frontends()}
+        assert len(addresses) == 1, addresses
+        return addresses.pop()
+
+    async def _address(self, process: Process) -> str:
+        """Where a front-end serves, once it does."""
         assert process.stdout is not None
         line = await self._watch(process.stdout.readline())
         if not line:  # it is about to be gone
@@ -114,7 +133,7 @@ class Supervisor:
             module,
             *arguments,
             stdin=DEVNULL,
-            stdout=PIPE if name == "frontend" else DEVNULL,
+            stdout=DEVNULL if name == "core" else PIPE,
             start_new_session=True,  # a terminal's Ctrl-C is ours to handle
         )
         self._parts[name] = process
@@ -140,24 +159,35 @@ class Supervisor:
             if process.returncode is not None:
                 raise PartDiedError(f"the {name} {_how(process)}; the service ends with it")
 
-    async def _end(self, name: str, patience_s: float) -> None:
-        """Tells a part to end and waits, though not longer than that, nor once somebody is in a hurry."""
-        process = self._parts.pop(name)
-        with suppress(ProcessLookupError):
-            process.terminate()
+    async def _end(self, names: list[str], patience_s: float) -> None:
+        """Tells parts to end and waits, though not longer than that, nor once somebody is in a hurry."""
+        ending = {name: self._parts.pop(name) for name in names}
+        for process in ending.values():
+            with suppress(ProcessLookupError):
+                process.terminate()
         try:
-            await self._watch(self._gone(process, patience_s))
+            await self._watch(self._gone(list(ending.values()), patience_s))
         finally:
-            await _kill(process)
-        if process.returncode not in (0, -signal.SIGKILL):
-            raise PartDiedError(f"the {name} {_how(process)} when told to end")
+            for process in ending.values():
+                await _kill(process)
+        for name, process in ending.items():
+            if process.returncode not in (0, -signal.SIGKILL):
+                raise PartDiedError(f"the {name} {_how(process)} when told to end")
 
-    async def _gone(self, process: Process, patience_s: float) -> None:
-        """Until the process has ended, the time is over, or somebody is in a hurry."""
-        events = [asyncio.ensure_future(process.wait()), asyncio.ensure_future(self._hurry.wait())]
+    async def _gone(self, processes: list[Process], patience_s: float) -> None:
+        """Until the processes have ended, the time is over, or somebody is in a hurry."""
+
+        async def all_gone() -> None:
+            for process in processes:
+                await process.wait()
+
+        events = [asyncio.ensure_future(all_gone()), asyncio.create_task(self._until_hurry())]
         await asyncio.wait(events, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
         for event in events:
             event.cancel()
+
+    async def _until_hurry(self) -> None:
+        await self._hurry.wait()
 
     async def _kill_all(self) -> None:
         for process in self._parts.values():
@@ -192,7 +222,7 @@ def main() -> int:
         return _fail(os.EX_NOINPUT, error)
     except RunDirectoryError as error:
         return _fail(os.EX_CANTCREAT, error)
-    except PartDiedError as error:
+    except (PartDiedError, PortInUseError) as error:
         return _fail(os.EX_SOFTWARE, error)
     return 0
 

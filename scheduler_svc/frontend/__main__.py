@@ -20,7 +20,7 @@ from scheduler_svc.frontend.core_link import CoreLink
 from scheduler_svc.frontend.errors import Reason, RequestError
 from scheduler_svc.frontend.generate import Inference
 from scheduler_svc.frontend.health import Health
-from scheduler_svc.frontend.server import PortInUseError
+from scheduler_svc.port import PortInUseError
 
 _POLL_S = 0.05
 _CORE_PATIENCE_S = 20.0  # for the core to start; the supervisor watches whether it lives
@@ -42,7 +42,7 @@ async def serve(options: ServiceConfig) -> None:
 
     core = CoreLink(ipc_endpoint(options.run_dir / "frontends.ipc"), f"frontend-{os.getpid()}", report)
     inference = Inference(model.load(found, options.default_max_tokens), core)
-    grpc_server = server.build(inference, status)
+    grpc_server = server.build(inference, status, shares_port=options.frontends > 1)
     address = server.bind(grpc_server, options.listen)
     core.start()
     await asyncio.wait_for(core.wait_connected(), _CORE_PATIENCE_S)

@@ -9,12 +9,12 @@ from baton.inference.v1 import inference_pb2 as pb
 from scheduler_svc.frontend import guard, health, mux
 from scheduler_svc.frontend.generate import Inference
 from scheduler_svc.frontend.health import Health
+from scheduler_svc.port import PortInUseError
 
 INFERENCE = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
 MAX_MESSAGE_BYTES = 16 << 20  # either way; a million tokens of text fit
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 _OPTIONS = [
-    ("grpc.so_reuseport", 0),  # a port in use is refused, not shared
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # A client that vanished is noticed within half a minute; clients may ask as often.
@@ -27,13 +27,9 @@ _OPTIONS = [
 ]
 
 
-class PortInUseError(Exception):
-    """The server cannot listen where it should; the message says where."""
-
-
-def build(inference: Inference, status: Health) -> grpc.aio.Server:
-    """A server that offers everything, not yet bound."""
-    server = grpc.aio.server(options=_OPTIONS)
+def build(inference: Inference, status: Health, *, shares_port: bool = False) -> grpc.aio.Server:
+    """A server that offers everything, not yet bound. A port in use is refused, unless it `shares_port`."""
+    server = grpc.aio.server(options=[("grpc.so_reuseport", int(shares_port)), *_OPTIONS])
     methods = {
         "Generate": guard.streaming(pb.GenerateRequest, inference.generate),
         "GenerateMux": guard.bidirectional(pb.GenerateMuxRequest, partial(mux.serve, inference)),
@@ -64,11 +60,11 @@ def _add_reflection(server: grpc.aio.Server) -> None:
 
 def bind(server: grpc.aio.Server, listen: str) -> str:
     """Binds to host:port; the address with the port that was picked. Raises `PortInUseError`."""
-    host, _, port = listen.rpartition(":")
+    host = listen.rpartition(":")[0]
     try:
         bound = server.add_insecure_port(listen)
     except RuntimeError:
         bound = 0
     if not bound:
-        raise PortInUseError(f"cannot listen on {listen}: port {port} is in use, or not this machine's")
+        raise PortInUseError(listen)
     return f"{host}:{bound}"

@@ -12,6 +12,7 @@ from baton.inference.v1 import inference_pb2_grpc as rpc
 from scheduler_svc.frontend import server
 from scheduler_svc.frontend.generate import Inference
 from scheduler_svc.frontend.health import Health
+from scheduler_svc.port import PortInUseError
 from tests.support.calls import failure_of
 
 
@@ -72,5 +73,5 @@ def test_a_port_that_is_not_ours():
     async def bind():
         server.bind(grpc.aio.server(), "192.0.2.1:5")
 
-    with pytest.raises(server.PortInUseError, match=r"192\.0\.2\.1:5"):
+    with pytest.raises(PortInUseError, match=r"192\.0\.2\.1:5"):
         asyncio.run(bind())
