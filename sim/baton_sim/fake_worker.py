@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO
 
 from baton_sim.fake_model import Expected, FakeModel, expected_tokens
 from baton_sim.slot_table import SlotTable
@@ -48,10 +49,13 @@ class FakeWorker:
         model: FakeModel,
         step_us: int = 0,
         faults: Faults | None = None,
+        step_log: BinaryIO | None = None,
     ) -> None:
+        """`step_log`: where a record of STEP_LOG goes for each token, as its step ends."""
         self._table = SlotTable(hello, model)
         self._step_us = step_us
         self._faults = faults or Faults()
+        self._step_log = step_log
         self._steps = 0
         self._device_free_s = 0.0
         self._stopping = False
@@ -65,8 +69,12 @@ class FakeWorker:
                 result = self._table.execute(plan, self._step_us)
                 self._occupy_device(start)
                 self._fail_on_purpose()
+                if self._step_log is not None:
+                    self._step_log.write(self._table.sampled(result.tokens, time.monotonic_ns()).tobytes())
                 self.session.reply(result)
         self.session.leave()
+        if self._step_log is not None:
+            self._step_log.close()
 
     def stop(self) -> None:
         """Lets `run` end in order after the plans at hand; may be called from a signal handler."""
@@ -117,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     fake.add_argument("--stop-every", type=int, default=64)
     fake.add_argument("--numerical-every", type=int, default=0, help="one numerical end in so many tokens")
     fake.add_argument("--step-us", type=int, default=0, help="time that a step takes, microseconds")
+    fake.add_argument("--step-log", type=Path, metavar="FILE", help="write when each token was sampled there")
     fake.add_argument("--crash-after", type=int, default=0, metavar="STEPS", help="kill itself after so many")
     fake.add_argument("--hang-after", type=int, default=0, metavar="STEPS", help="stop dead after so many")
     return parser
@@ -141,7 +150,8 @@ def _worker(arguments: argparse.Namespace) -> FakeWorker:
     )
     endpoint = arguments.connect or ipc_endpoint(arguments.run_dir / "workers.ipc")
     faults = Faults(arguments.crash_after, arguments.hang_after)
-    return FakeWorker(endpoint, hello, model, arguments.step_us, faults)
+    step_log = arguments.step_log.open("wb") if arguments.step_log else None
+    return FakeWorker(endpoint, hello, model, arguments.step_us, faults, step_log)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,6 +19,8 @@ from baton_wire.state import Occupancy, state_hash
 
 FREE, PREFILL, DECODE = (np.uint8(o) for o in (Occupancy.FREE, Occupancy.PREFILL, Occupancy.DECODE))
 NOBODY = -1
+# One sampled token: when, by the monotonic clock in nanoseconds; of which seed; at which position.
+STEP_LOG = np.dtype([("at_ns", "<i8"), ("seed", "<u8"), ("position", "<i8")])
 
 
 class ContractError(AssertionError):
@@ -134,6 +136,13 @@ class SlotTable:
         self._decode(rows)
         ends = self._sample(np.concatenate((rows, np.array(sampled, np.int64))), tokens, self._masks(plan))
         return Result(plan.step, self._hash(), exec_us, 0, tokens, np.array(ends, ENDED))
+
+    def sampled(self, tokens: Column, at_ns: int) -> Column:
+        """Records of STEP_LOG of the step just executed, whose result has these `tokens`."""
+        rows = np.flatnonzero(tokens != NO_TOKEN)
+        records = np.empty(len(rows), STEP_LOG)
+        records["at_ns"], records["seed"], records["position"] = at_ns, self.seed[rows], self.length[rows]
+        return records
 
     def _check_header(self, plan: Plan) -> None:
         require(plan.step == self.step + 1, f"plan of step {plan.step} after step {self.step}")
