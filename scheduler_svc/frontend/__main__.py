@@ -4,6 +4,7 @@ Prints its address on stdout once it is bound. SIGTERM drains. Ends when its par
 """
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -47,6 +48,8 @@ async def serve(options: ServiceConfig) -> None:
     core.start()
     await asyncio.wait_for(core.wait_connected(), _CORE_PATIENCE_S)
     await grpc_server.start()
+    gc.collect()
+    gc.freeze()  # or a full collection, which walks all that was loaded, would stop streams for tens of ms
     print(address, flush=True)
     await _until_told_to_stop()
     inference.draining = True

@@ -12,9 +12,9 @@ Two ways, by what the tokenizer's decoder is:
 them, and in byte runs it can emit what decoding the whole would not.
 """
 
-import codecs
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
+from encodings.utf_8 import IncrementalDecoder as _Utf8
 from typing import Protocol
 
 from tokenizers import Tokenizer
@@ -27,7 +27,7 @@ _CONTEXT = 4  # tokens that stay: as many as a character has bytes
 class Detokenizer(Protocol):
     """Of one sequence."""
 
-    def push(self, ids: Iterable[int]) -> str:
+    def push(self, ids: Sequence[int]) -> str:
         """Text that these further tokens complete; never a part of a character."""
 
     def finish(self) -> str:
@@ -40,13 +40,13 @@ class Detokenization:
     def __init__(self, tokenizer: Tokenizer) -> None:
         decoder = {} if tokenizer.decoder is None else json.loads(tokenizer.decoder.__getstate__())
         self._tokenizer = tokenizer
-        self._pieces = _Pieces(tokenizer) if decoder.get("type") == "ByteLevel" else None
+        self._texts = _Texts(_Pieces(tokenizer)) if decoder.get("type") == "ByteLevel" else None
         self._kinds = _Kinds(tokenizer, byte_fallback=_uses_byte_fallback(decoder))
 
     def new(self) -> Detokenizer:
         """A detokenizer for a new sequence."""
-        if self._pieces is not None:
-            return _ByteLevel(self._pieces)
+        if self._texts is not None:
+            return _ByteLevel(self._texts)
         return _Windowed(self._tokenizer, self._kinds)
 
 
@@ -89,21 +89,40 @@ class _Pieces(dict[int, bytes]):
         return piece
 
 
-class _ByteLevel:
-    """Of one sequence of a byte-level tokenizer."""
-
-    __slots__ = ("_decode", "_pieces")
+class _Texts(dict[int, str | None]):
+    """Text of a byte-level token that stands alone, by id; None where its bytes are no whole characters."""
 
     def __init__(self, pieces: _Pieces) -> None:
-        self._pieces = pieces
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self.pieces = pieces
 
-    def push(self, ids: Iterable[int]) -> str:
-        pieces = self._pieces
-        return self._decode(b"".join([pieces[i] for i in ids]))
+    def __missing__(self, token_id: int) -> str | None:
+        try:
+            text = self.pieces[token_id].decode()
+        except UnicodeDecodeError:
+            text = None
+        self[token_id] = text
+        return text
+
+
+class _ByteLevel:
+    """Of one sequence of a byte-level tokenizer. A token at a time, the usual case, is two look-ups."""
+
+    __slots__ = ("_decoder", "_texts")
+
+    def __init__(self, texts: _Texts) -> None:
+        self._texts = texts
+        self._decoder = _Utf8("replace")
+
+    def push(self, ids: Sequence[int]) -> str:
+        if len(ids) == 1 and not self._decoder.buffer:
+            text = self._texts[ids[0]]
+            if text is not None:
+                return text
+        pieces = self._texts.pieces
+        return self._decoder.decode(b"".join([pieces[i] for i in ids]))
 
     def finish(self) -> str:
-        return self._decode(b"", True)
+        return self._decoder.decode(b"", True)
 
 
 class _Kinds(dict[int, int]):
@@ -139,7 +158,7 @@ class _Windowed:
         self._window: list[int] = []
         self._done = 0
 
-    def push(self, ids: Iterable[int]) -> str:
+    def push(self, ids: Sequence[int]) -> str:
         kinds = self._kinds
         window = self._window
         before = len(window)

@@ -29,6 +29,7 @@ class Reason(StrEnum):
     DRAINING = "DRAINING"  # this server is going away
     CORE_LOST = "CORE_LOST"  # the scheduler core lost the request
     NUMERICAL = "NUMERICAL"  # the model's logits were not finite
+    QUARANTINED = "QUARANTINED"  # it was running whenever one of several workers failed
     INTERNAL = "INTERNAL"  # a bug of ours
 
 
@@ -50,6 +51,7 @@ _OUTCOMES = {
     Reason.DRAINING: _Outcome(grpc.StatusCode.UNAVAILABLE, retry_after_s=1.0),
     Reason.CORE_LOST: _Outcome(grpc.StatusCode.UNAVAILABLE, retry_after_s=1.0),
     Reason.NUMERICAL: _Outcome(grpc.StatusCode.INTERNAL),
+    Reason.QUARANTINED: _Outcome(grpc.StatusCode.INTERNAL),
     Reason.INTERNAL: _Outcome(grpc.StatusCode.INTERNAL),
 }
 

@@ -30,6 +30,9 @@ def _failure(verdict: Verdict) -> RequestError:
             field = "stopping.max_tokens"
             message = f"{field}: prompt and output do not fit the cache of any worker group"
             return RequestError(Reason.TOO_LONG, message, field=field)
+        case Verdict.QUARANTINED:
+            message = "several workers failed while they ran this request: it is not tried again"
+            return RequestError(Reason.QUARANTINED, message)
         case _:
             return RequestError(Reason.NUMERICAL, "the model's output was not a finite number")
 

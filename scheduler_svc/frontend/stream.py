@@ -8,14 +8,13 @@ text or gRPC.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from baton_wire.frontend import Verdict
 from scheduler_svc.frontend.errors import RequestError
 
 
-@dataclass(frozen=True, slots=True)
-class News:
+class News(NamedTuple):
     """Tokens in order, and how the request ended, if it has: `over` after these tokens."""
 
     tokens: list[int]
