@@ -36,6 +36,7 @@ class Verdict(IntEnum):
     NO_WORKER = 4  # no group can take it, and none came within the wait budget
     TOO_LONG = 5  # prompt and output can never fit the group's cache or context
     QUEUE_FULL = 6  # as many requests wait as may
+    QUARANTINED = 7  # it was running whenever one of several workers failed
 
 
 # kind, stop ids, handle, max_tokens, min_tokens, prompt tokens; then SAMPLING, stop ids, prompt

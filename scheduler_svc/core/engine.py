@@ -21,6 +21,7 @@ from scheduler_svc.core.mailbox import HANDLE_BITS, Mailbox
 from scheduler_svc.core.sequence import Sequence, Status
 from scheduler_svc.core.step import DesyncError, Outcome
 
+_NAMESAKE_S = 1.0  # a worker that does nothing is heard ten times a second
 _GAP_S = 0.5  # between two ticks: this process was stopped, or starved
 
 
@@ -35,7 +36,8 @@ class Hop(IntEnum):
 class EngineConfig:
     """`fingerprint`: of the served checkpoint. `max_queue`: requests that may wait for a slot.
 
-    `worker_wait_s`: how long a request whose group was lost waits for another. `silence_s`: how long a
+    `worker_wait_s`: how long a request whose group was lost waits for another; `max_losses`: how often the
+    group that runs it may fail until it is not tried again. `silence_s`: how long a
     front-end may be silent, `worker_silence_s` a worker with nothing to do, before its session is given up;
     `step_s`: the same for a worker that has plans to execute; longer than the deadline that a worker sets
     itself, or a slow but sound step would be repeated elsewhere for ever.
@@ -47,6 +49,7 @@ class EngineConfig:
     silence_s: float = 5.0
     worker_silence_s: float = 5.0
     step_s: float = 360.0
+    max_losses: int = 3
 
 
 @dataclass(slots=True)
@@ -56,6 +59,7 @@ class _Request:
     sequence: Sequence
     group: Group | None = None
     lost_s: float = 0.0
+    losses: int = 0  # groups that failed, not left, while they ran it
 
 
 class Engine:
@@ -84,7 +88,7 @@ class Engine:
         """Bytes arrived from a worker."""
         event = self.workers.receive(peer, data, now)
         if event.closed:
-            self._lose_group(peer, now, "left")
+            self._lose_group(peer, now, "left", failed=False)
         if event.hello is not None:
             self._hello_worker(peer, event.hello, now)
         for payload in event.payloads:
@@ -171,6 +175,8 @@ class Engine:
 
     def _hello_worker(self, peer: bytes, payload: bytes, now: float) -> None:
         refusal = self._judge(payload)
+        if isinstance(refusal, WorkerHello):
+            refusal = self._make_way(refusal, now) or refusal
         if isinstance(refusal, Refusal):
             self.log.append(f"worker refused: {refusal.reason}: {refusal.message}")
             self._send(Hop.WORKER, peer, self.workers.refuse(peer, refusal))
@@ -198,9 +204,18 @@ class Engine:
             return Refusal("RANKS_UNSUPPORTED", f"a group of {hello.ranks} ranks; a group has one so far")
         if problem := flaw(hello):
             return Refusal("BAD_LIMITS", problem)
-        if any(group.hello.group == hello.group for group in self.groups.values()):
-            return Refusal("GROUP_EXISTS", f"a group named {hello.group} is in session already")
         return hello
+
+    def _make_way(self, hello: WorkerHello, now: float) -> Refusal | None:
+        """A group of that name: refused while the other was heard just now, else the other is gone."""
+        for peer, group in list(self.groups.items()):
+            if group.hello.group == hello.group:
+                link = self.workers.link(peer)
+                if link is not None and now - link.last_heard < _NAMESAKE_S:
+                    return Refusal("GROUP_EXISTS", f"a group named {hello.group} is in session already")
+                self.workers.drop(peer)
+                self._lose_group(peer, now, "fell silent, and another of its name is here")
+        return None
 
     def _result(self, peer: bytes, payload: bytes | memoryview, now: float) -> None:
         group = self.groups.get(peer)
@@ -216,19 +231,27 @@ class Engine:
         group.credit.observe(result.exec_us)
         self._deliver(outcome)
 
-    def _lose_group(self, peer: bytes, now: float, why: str) -> None:
-        """Moves the requests of a group that is lost to others, or to the lobby."""
+    def _lose_group(self, peer: bytes, now: float, why: str, failed: bool = True) -> None:
+        """Moves the requests of a group that is lost to others, or to the lobby.
+
+        One that was running whenever a group failed may be the reason: after some times it is given up.
+        """
         group = self.groups.pop(peer, None)
         if group is None:
             return
+        suspects = set(group.scheduler.running) if failed else set()
         moved = group.scheduler.evacuate()
         self.log.append(f"group {group.hello.group} {why}: {len(moved)} requests move")
         for sequence in moved:
             request = self._requests[sequence.owner]
             request.group, request.lost_s = None, now
+            request.losses += sequence in suspects
             self._lobby[sequence.owner] = None
         for sequence in moved:
-            self._place(sequence.owner)
+            if self._requests[sequence.owner].losses >= self.config.max_losses:
+                self._over(sequence.owner, Verdict.QUARANTINED)
+            else:
+                self._place(sequence.owner)
 
     # ---- requests ---------------------------------------------------------------------------------------
 

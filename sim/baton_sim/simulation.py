@@ -77,6 +77,7 @@ class Simulation:
             silence_s=1.0,
             worker_silence_s=1.0,
             step_s=1.0,
+            max_losses=1 << 30,  # workers fail here without any request's fault
         )
         core = Core(self.world, config, first_epoch)
         core.observers.append(self._observe)

@@ -33,9 +33,11 @@ def hello(group: str, **limits: int) -> WorkerHello:
 class Worker:
     """A slot table behind a session. `falsify` changes results on their way out."""
 
-    def __init__(self, offer: WorkerHello, falsify: Falsify = lambda result: result) -> None:
+    def __init__(
+        self, offer: WorkerHello, falsify: Falsify = lambda result: result, peer: bytes = b""
+    ) -> None:
         nonces = itertools.count(1)
-        self.peer = offer.group.encode()
+        self.peer = peer or offer.group.encode()
         self.offer, self.falsify = offer, falsify
         self.refused: Refused | None = None
         self.link = WorkerLink(offer, self._reset, lambda: next(nonces))
@@ -110,10 +112,10 @@ class SmallStack:
             self.now += 0.02
             self.engine.tick(self.now)
 
-    def run(self, turns: int = 2000) -> None:
-        """Until every request has ended."""
+    def run(self, done: Callable[[], bool] | None = None, turns: int = 2000) -> None:
+        """Until `done`, or every request has ended."""
         for _ in range(turns):
-            if self.ends.keys() == self.got.keys():
+            if done() if done is not None else self.ends.keys() == self.got.keys():
                 return
             self.turn()
         raise AssertionError(f"requests {self.got.keys() - self.ends.keys()} never end; {self.log}")

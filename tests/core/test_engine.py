@@ -9,7 +9,7 @@ from baton_sim.fake_model import expected_tokens
 from baton_sim.slot_table import SlotTable
 from baton_wire.columns import TOKEN
 from baton_wire.frame import Frame
-from baton_wire.frontend import Submit
+from baton_wire.frontend import Submit, Verdict
 from baton_wire.plan import SAMPLING
 from baton_wire.result import ENDED, End, Result
 from gpu_worker.config import parse
@@ -115,7 +115,7 @@ def test_a_worker_that_acknowledges_nothing_is_given_up() -> None:
     link = stack.engine.workers.link(peer)
     assert link is not None
     link._max_frames = 16
-    submit = stack.submit(1, [1, 2, 3], 60)
+    submit = stack.submit(1, [1, 2, 3], 190)
     stack.workers[b"sound"] = Worker(hello("sound"))
     stack._inboxes[b"sound"] = []
     stack.run()
@@ -187,3 +187,45 @@ def test_an_engine_that_stood_still_does_not_take_its_peers_for_silent() -> None
     stack.pause(EngineConfig("").silence_s + 0.1)
     assert not stack.engine.groups
     assert not stack.engine.frontends.peers()
+
+
+def test_a_request_that_takes_its_workers_with_it_is_given_up() -> None:
+    stack = SmallStack(*(Worker(hello(f"g{i}")) for i in range(5)))
+    stack.submit(1, [1, 2, 3], 150)
+    for _ in range(stack.engine.config.max_losses):
+        assert 1 not in stack.ends
+        stack.turn(5)
+        (holder,) = [peer for peer, group in stack.engine.groups.items() if group.scheduler.running]
+        stack.engine.worker_gone(holder, stack.now)
+        del stack.workers[holder]
+        stack.turn(2)
+    assert stack.ends[1] is Verdict.QUARANTINED
+    stack.submit(2, [4, 5], 6)
+    stack.run()
+    assert stack.ends[2] is Verdict.LENGTH
+    stack.engine.check_integrity()
+
+
+def test_workers_that_leave_in_order_are_held_against_nobody() -> None:
+    count = EngineConfig("").max_losses + 1
+    stack = SmallStack(*(Worker(hello(f"g{i}")) for i in range(count + 1)))
+    stack.submit(1, [1, 2, 3], 190)
+    for _ in range(count):
+        stack.turn(5)
+        (holder,) = [peer for peer, group in stack.engine.groups.items() if group.scheduler.running]
+        for frame in stack.workers.pop(holder).link.dialer.leave():
+            stack.engine.on_worker(holder, frame, stack.now)
+    stack.run()
+    assert stack.ends[1] is Verdict.LENGTH
+
+
+def test_a_namesake_is_refused_while_the_first_is_heard_and_takes_over_after() -> None:
+    first, second, third = (Worker(hello("same"), peer=bytes([i + 1])) for i in range(3))
+    stack = SmallStack(first, second)
+    assert second.refused is not None and second.refused.reason == "GROUP_EXISTS"
+    del stack.workers[first.peer], stack.workers[second.peer]
+    stack.pause(1.5)
+    stack.workers[third.peer] = third
+    stack._inboxes[third.peer] = []
+    stack.turn(5)
+    assert third.refused is None and list(stack.engine.groups) == [third.peer]
