@@ -20,7 +20,7 @@ _DETOKENIZATION = Detokenization(byte_level())
 
 
 class Begun:
-    """Begins what it is asked to, in order; `streams` are for the test to fill; it knows which of them are `closed`."""
+    """Begins what it is asked to; `streams` are for the test to fill, `closed` says which were."""
 
     def __init__(self):
         self.streams: list[Any] = []
