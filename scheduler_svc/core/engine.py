@@ -207,11 +207,12 @@ class Engine:
         return hello
 
     def _make_way(self, hello: WorkerHello, now: float) -> Refusal | None:
-        """A group of that name: refused while the other was heard just now, else the other is gone."""
+        """Refused while a group of that name works or was heard just now; else that one is gone."""
         for peer, group in list(self.groups.items()):
             if group.hello.group == hello.group:
                 link = self.workers.link(peer)
-                if link is not None and now - link.last_heard < _NAMESAKE_S:
+                silent = link is None or now - link.last_heard >= _NAMESAKE_S
+                if group.scheduler.in_flight or not silent:
                     return Refusal("GROUP_EXISTS", f"a group named {hello.group} is in session already")
                 self.workers.drop(peer)
                 self._lose_group(peer, now, "fell silent, and another of its name is here")
@@ -223,6 +224,8 @@ class Engine:
             return
         try:
             result = Result.decode(payload)
+            if len(result.tokens) and result.tokens.max() >= group.hello.vocab_size:
+                raise WireError("result: a token beyond the vocabulary")
             outcome = group.scheduler.apply(result)
         except (WireError, DesyncError) as error:
             self.workers.drop(peer)  # its next frame is answered by RESET: it dials again, slots free

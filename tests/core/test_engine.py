@@ -30,7 +30,8 @@ class Liar:
         if self.told or result.step != self.step:
             return result
         self.told = True
-        return self.lie(result)
+        falsified: Result = self.lie(result)
+        return falsified
 
 
 def _other_hash(result: Result) -> Result:
@@ -39,6 +40,10 @@ def _other_hash(result: Result) -> Result:
 
 def _other_tokens(result: Result) -> Result:
     return replace(result, tokens=np.where(result.tokens < 0, result.tokens, (result.tokens + 1) % 60))
+
+
+def _token_beyond(result: Result) -> Result:
+    return replace(result, tokens=np.where(result.tokens < 0, result.tokens, MODEL.vocab_size))
 
 
 def _one_token_less(result: Result) -> Result:
@@ -57,7 +62,7 @@ def _ended_twice(result: Result) -> Result:
 
 @pytest.mark.parametrize("step", [1, 2, 5, 9])
 @pytest.mark.parametrize(
-    "lie", [_other_hash, _other_tokens, _one_token_less, _everything_ended, _ended_twice]
+    "lie", [_other_hash, _other_tokens, _token_beyond, _one_token_less, _everything_ended, _ended_twice]
 )
 def test_a_result_that_cannot_be_costs_no_token_and_no_request(lie, step) -> None:
     """What such a result says is neither delivered nor kept: the streams go on where they were."""
@@ -168,7 +173,9 @@ def test_a_long_step_is_waited_for_and_silence_without_one_is_not() -> None:
     submit = stack.submit(1, [1, 2, 3], 5)
     stack.engine.pump()
     stack.now += EngineConfig("").step_s - 1
-    stack.engine.frontends.link(FRONTEND).last_heard = stack.now
+    link = stack.engine.frontends.link(FRONTEND)
+    assert link is not None
+    link.last_heard = stack.now
     stack.engine.tick(stack.now)
     stack.run()
     assert stack.got[1] == expected_tokens(submit.prompt, submit.sampling, 5, model=MODEL).tokens
