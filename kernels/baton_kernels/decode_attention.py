@@ -15,15 +15,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from baton_kernels.launch import INTERPRETED, dependent, machine, wait_upstream
+from baton_kernels.launch import INTERPRETED, dependent, describe, machine, wait_upstream
 from baton_kernels.tiles import DecodeTile, tiles
 
 CHUNK = 256  # positions; part of what a row's bits depend on
+FEW_ROWS = 16  # up to so many rows chunks are shorter, lest most of the machine have nothing to do …
+CHUNK_OF_FEW = 128  # … unless rows are to have the same bits in any batch
 MAX_ROWS = 1 << 12
-_ROW_BITS = 12
 _LOG2_E = 1.4426950408889634
 _NULL_SCORE = tl.constexpr(-1e30)  # of a row that sees nothing yet: finite, so that differences are numbers
-_COMBINE = tl.constexpr(16)  # chunks combined at a time
+_FIELDS = tl.constexpr(4)
+_COMBINE = 16  # chunks · heads combined at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +37,12 @@ class DecodeWork:
     """
 
     seen: Tensor
-    items: Tensor  # int32 [most items], chunk << _ROW_BITS | row
-    first: Tensor  # int32 [rows], where the row's partial results start
+    items: Tensor  # int32 [most items, 4]: row, chunk, what the row sees, where its partial results start
     count: Tensor  # int32 [1]
     partial: Tensor  # float32 [most items, heads, head_dim]
     weight: Tensor  # float32 [most items, heads], log2 of the sum of exponentials
     arrived: Tensor  # int32 [rows, kv_heads], zero between launches
-    chunk: int
+    chunk: int | None  # the same for any number of rows, or None
 
     @staticmethod
     def make(
@@ -51,19 +52,25 @@ class DecodeWork:
         head_dim: int,
         max_length: int,
         device: torch.device | str,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
     ) -> "DecodeWork":
-        """Space for `rows` sequences of up to `max_length` positions."""
-        assert rows <= MAX_ROWS and max_length // chunk < 1 << (31 - _ROW_BITS)
-        most = rows * -(-max_length // chunk)
+        """Space for `rows` sequences of up to `max_length` positions.
+
+        `chunk` (say, CHUNK) makes a row's bits the same in a batch of any size.
+        """
+        assert rows <= MAX_ROWS
+        few = rows if chunk is not None else min(rows, FEW_ROWS)
+        most = max(
+            rows * triton.cdiv(max_length, chunk or CHUNK),
+            few * triton.cdiv(max_length, chunk or CHUNK_OF_FEW),
+        )
 
         def numbers(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=device)
 
         return DecodeWork(
             seen=numbers(rows),
-            items=numbers(most),
-            first=numbers(rows),
+            items=numbers(most, _FIELDS.value),
             count=numbers(1),
             partial=torch.empty((most, heads, head_dim), dtype=torch.float32, device=device),
             weight=torch.empty((most, heads), dtype=torch.float32, device=device),
@@ -71,16 +78,18 @@ class DecodeWork:
             chunk=chunk,
         )
 
+    def chunk_for(self, rows: int) -> int:
+        """Positions of a chunk in a step of so many rows."""
+        return self.chunk or (CHUNK_OF_FEW if rows <= FEW_ROWS else CHUNK)
+
 
 @triton.jit
 def plan_kernel(
     seen_ptr,
     items_ptr,
-    first_ptr,
     count_ptr,
     rows,
     CHUNK: tl.constexpr,
-    ROW_BITS: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -88,83 +97,129 @@ def plan_kernel(
     row = tl.program_id(0)
     other = tl.arange(0, PADDED)
     seen = tl.load(seen_ptr + other, mask=other < rows, other=0)
+    own = tl.load(seen_ptr + row)
     full = seen // CHUNK
     tail = (seen % CHUNK > 0).to(tl.int32)
     full_before = tl.sum(tl.where(other < row, full, 0), 0)
     tail_before = tl.sum(tl.where(other < row, tail, 0), 0)
-    own = tl.load(seen_ptr + row)
-    tl.store(first_ptr + row, full_before + tail_before)
-    for start in range(0, own // CHUNK, BLOCK):
-        chunk = start + tl.arange(0, BLOCK)
-        tl.store(items_ptr + full_before + chunk, (chunk << ROW_BITS) | row, mask=chunk < own // CHUNK)
     all_full = tl.sum(full, 0)
-    if own % CHUNK > 0:
-        tl.store(items_ptr + all_full + tail_before, ((own // CHUNK) << ROW_BITS) | row)
+    first = full_before + tail_before
+    for start in range(0, tl.cdiv(own, CHUNK), BLOCK):
+        chunk = start + tl.arange(0, BLOCK)
+        place = tl.where(chunk < own // CHUNK, full_before + chunk, all_full + tail_before)
+        mask = chunk < tl.cdiv(own, CHUNK)
+        item_ptr = items_ptr + place * _FIELDS
+        tl.store(item_ptr, tl.zeros_like(chunk) + row, mask=mask)
+        tl.store(item_ptr + 1, chunk, mask=mask)
+        tl.store(item_ptr + 2, tl.zeros_like(chunk) + own, mask=mask)
+        tl.store(item_ptr + 3, tl.zeros_like(chunk) + first, mask=mask)
     if row == 0:
         tl.store(count_ptr, all_full + tl.sum(tail, 0))
 
 
 @triton.jit
-def _attend_chunk(
+def _fold_tile(
     q,
+    out,
+    total,
+    maximum,
     k_ptr,
     v_ptr,
     table_ptr,
-    low,
+    start,
     high,
     scale_log2,
+    kv_head,
     block_stride,
+    head_stride,
     token_stride,
-    GROUP_PADDED: tl.constexpr,
+    KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     KEYS: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
-    """Positions [low, high) of a key head: (weighted values, not normalised; their weight; the maximum)."""
+    """Positions [start, start + KEYS) into the running three; MASKED: only those below `high`."""
     dim = tl.arange(0, HEAD_DIM)
-    key = tl.arange(0, KEYS)
-    maximum = tl.full([GROUP_PADDED], _NULL_SCORE, tl.float32)
-    total = tl.zeros([GROUP_PADDED], tl.float32)
-    out = tl.zeros([GROUP_PADDED, HEAD_DIM], tl.float32)
-    for start in range(low, high, KEYS):
-        position = start + key
-        inside = position < high
+    position = start + tl.arange(0, KEYS)
+    inside = position < high
+    if DESCRIBED:  # the tile lies in one block
+        block = tl.load(table_ptr + start // BLOCK_SIZE)
+        line = (block * KV_HEADS + kv_head) * BLOCK_SIZE + start % BLOCK_SIZE
+        k = k_ptr.load([line, 0]).T
+        v = v_ptr.load([line, 0])
+        if MASKED:  # what lies behind `high` may be anything, NaN too
+            v = tl.where(inside[:, None], v, 0.0)
+    else:
         block = tl.load(table_ptr + position // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
-        source = block * block_stride + (position % BLOCK_SIZE) * token_stride
-        k = tl.load(k_ptr + source[None, :] + dim[:, None], mask=inside[None, :], other=0.0)
-        v = tl.load(v_ptr + source[:, None] + dim[None, :], mask=inside[:, None], other=0.0)
-        if INTERPRETED:
-            k, v = k.to(tl.float32), v.to(tl.float32)
-        scores = tl.where(inside[None, :], tl.dot(q, k) * scale_log2, float("-inf"))
-        highest = tl.maximum(maximum, tl.max(scores, 1))
-        keep = tl.exp2(maximum - highest)
-        weights = tl.exp2(scores - highest[:, None])
-        total = total * keep + tl.sum(weights, 1)
-        out = tl.dot(weights.to(v.dtype), v, out * keep[:, None])
-        maximum = highest
-    return out, total, maximum
+        source = block * block_stride + kv_head.to(tl.int64) * head_stride
+        source += (position % BLOCK_SIZE) * token_stride
+        if MASKED:
+            k = tl.load(k_ptr + source[None, :] + dim[:, None], mask=inside[None, :], other=0.0)
+            v = tl.load(v_ptr + source[:, None] + dim[None, :], mask=inside[:, None], other=0.0)
+        else:
+            k = tl.load(k_ptr + source[None, :] + dim[:, None])
+            v = tl.load(v_ptr + source[:, None] + dim[None, :])
+    if INTERPRETED:
+        k, v = k.to(tl.float32), v.to(tl.float32)
+    scores = tl.dot(q, k)
+    if MASKED:
+        scores = tl.where(inside[None, :], scores, float("-inf"))
+    highest = tl.maximum(maximum, tl.max(scores, 1) * scale_log2)
+    keep = tl.exp2(maximum - highest)
+    weights = tl.exp2(scores * scale_log2 - highest[:, None])
+    total = total * keep + tl.sum(weights, 1)
+    out = tl.dot(weights.to(v.dtype), v, out * keep[:, None])
+    return out, total, highest
 
 
 @triton.jit
-def _combine_head(partial_ptr, weight_ptr, chunks, stride, head_stride, HEAD_DIM: tl.constexpr):
-    """One head's chunks, folded in order: [HEAD_DIM]. Reads past the first-level cache: others wrote it."""
+def _combine(
+    out_ptr,
+    partial_ptr,
+    weight_ptr,
+    first,
+    chunks,
+    head,
+    GROUP: tl.constexpr,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Folds a row's chunks in order, for the heads of a group. Reads past the near cache: others wrote."""
     dim = tl.arange(0, HEAD_DIM)
-    maximum = tl.full([1], _NULL_SCORE, tl.float32)
-    total = tl.zeros([1], tl.float32)
-    out = tl.zeros([HEAD_DIM], tl.float32)
-    for start in range(0, chunks, _COMBINE):
-        chunk = start + tl.arange(0, _COMBINE)
-        inside = chunk < chunks
-        weight = tl.load(weight_ptr + chunk * stride, mask=inside, other=float("-inf"), cache_modifier=".cg")
-        source = partial_ptr + chunk[:, None].to(tl.int64) * head_stride * stride + dim[None, :]
-        part = tl.load(source, mask=inside[:, None], other=0.0, cache_modifier=".cg")
+    member = tl.arange(0, TOGETHER)
+    maximum = tl.full([TOGETHER], _NULL_SCORE, tl.float32)
+    total = tl.zeros([TOGETHER], tl.float32)
+    out = tl.zeros([TOGETHER, HEAD_DIM], tl.float32)
+    for start in range(0, chunks, BLOCK):
+        chunk = start + tl.arange(0, BLOCK)
+        inside = (chunk < chunks)[:, None] & (member < GROUP)[None, :]
+        part = ((first + chunk) * HEADS + head).to(tl.int64)[:, None] + member[None, :]
+        weight = tl.load(weight_ptr + part, mask=inside, other=float("-inf"), cache_modifier=".cg")
+        source = partial_ptr + part[:, :, None] * HEAD_DIM + dim[None, None, :]
+        values = tl.load(source, mask=inside[:, :, None], other=0.0, cache_modifier=".cg")
         highest = tl.maximum(maximum, tl.max(weight, 0))
         keep = tl.exp2(maximum - highest)
-        share = tl.exp2(weight - highest)
+        share = tl.exp2(weight - highest[None, :])
         total = total * keep + tl.sum(share, 0)
-        out = out * keep + tl.sum(part * share[:, None], 0)
+        out = out * keep[:, None] + tl.sum(values * share[:, :, None], 0)
         maximum = highest
-    return out / total
+    out = out / tl.where(total > 0, total, 1.0)[:, None]
+    target = out_ptr + member[:, None] * HEAD_DIM + dim[None, :]
+    tl.store(target, out.to(out_ptr.dtype.element_ty), mask=(member < GROUP)[:, None])
+
+
+@triton.jit
+def _item(items_ptr, index, most):
+    """(row, chunk, seen, first) of an item, zeros beyond the list's end."""
+    item_ptr = items_ptr + index * _FIELDS
+    mask = index < most
+    row = tl.load(item_ptr, mask=mask, other=0)
+    chunk = tl.load(item_ptr + 1, mask=mask, other=0)
+    return row, chunk, tl.load(item_ptr + 2, mask=mask, other=0), tl.load(item_ptr + 3, mask=mask, other=0)
 
 
 @triton.jit
@@ -174,14 +229,13 @@ def decode_attention_kernel(
     v_ptr,
     out_ptr,
     table_ptr,
-    seen_ptr,
     items_ptr,
-    first_ptr,
     count_ptr,
     partial_ptr,
     weight_ptr,
     arrived_ptr,
     scale_log2,
+    most,
     block_stride,
     head_stride,
     token_stride,
@@ -192,47 +246,60 @@ def decode_attention_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     CHUNK: tl.constexpr,
-    ROW_BITS: tl.constexpr,
     KEYS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DESCRIBED: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Programs stride over (item, key head). q, out: [rows, KV_HEADS · GROUP, HEAD_DIM], contiguous."""
+    """Programs stride over (item, key head). q, out: [rows, KV_HEADS · GROUP, HEAD_DIM], contiguous.
+
+    DESCRIBED: keys and values come as descriptors of [blocks · KV_HEADS · BLOCK_SIZE, HEAD_DIM], not
+    pointers.
+    """
     HEADS: tl.constexpr = KV_HEADS * GROUP
     member = tl.arange(0, GROUP_PADDED)
     dim = tl.arange(0, HEAD_DIM)
     in_group = (member < GROUP)[:, None]
     wait_upstream(PDL)
-    for work in range(tl.program_id(0), tl.load(count_ptr) * KV_HEADS, tl.num_programs(0)):
-        item = tl.load(items_ptr + work // KV_HEADS)
+    work = tl.program_id(0)
+    works = tl.load(count_ptr) * KV_HEADS
+    row, chunk, seen, first = _item(items_ptr, work // KV_HEADS, most)
+    while work < works:
+        later = work + tl.num_programs(0)
+        later_row, later_chunk, later_seen, later_first = _item(items_ptr, later // KV_HEADS, most)
         kv_head = work % KV_HEADS
-        row, chunk = item & ((1 << ROW_BITS) - 1), item >> ROW_BITS
-        seen = tl.load(seen_ptr + row)
         head = kv_head * GROUP
         place = (row * HEADS + head + member)[:, None] * HEAD_DIM + dim[None, :]
         q = tl.load(q_ptr + place, mask=in_group, other=0.0)
         if INTERPRETED:
             q = q.to(tl.float32)
-        out, total, maximum = _attend_chunk(
-            q,
-            k_ptr + kv_head.to(tl.int64) * head_stride,
-            v_ptr + kv_head.to(tl.int64) * head_stride,
-            table_ptr + row.to(tl.int64) * table_stride,
-            chunk * CHUNK,
-            tl.minimum(chunk * CHUNK + CHUNK, seen),
-            scale_log2,
-            block_stride,
-            token_stride,
-            GROUP_PADDED,
-            HEAD_DIM,
-            BLOCK_SIZE,
-            KEYS,
-        )
+        low = chunk * CHUNK
+        high = tl.minimum(low + CHUNK, seen)
+        # masking pointers costs nothing; what a descriptor brings is masked in a loop of its own
+        plain = low + (high - low) // KEYS * KEYS if DESCRIBED else low
+        row_table = table_ptr + row.to(tl.int64) * table_stride
+        maximum = tl.full([GROUP_PADDED], _NULL_SCORE, tl.float32)
+        total = tl.zeros([GROUP_PADDED], tl.float32)
+        out = tl.zeros([GROUP_PADDED, HEAD_DIM], tl.float32)
+        if DESCRIBED:
+            for start in range(low, plain, KEYS):
+                out, total, maximum = _fold_tile(
+                    *(q, out, total, maximum, k_ptr, v_ptr, row_table, start, high, scale_log2),
+                    *(kv_head, block_stride, head_stride, token_stride),
+                    *(KV_HEADS, HEAD_DIM, BLOCK_SIZE, KEYS, DESCRIBED, False),
+                )
+        for start in range(plain, high, KEYS):
+            out, total, maximum = _fold_tile(
+                *(q, out, total, maximum, k_ptr, v_ptr, row_table, start, high, scale_log2),
+                *(kv_head, block_stride, head_stride, token_stride),
+                *(KV_HEADS, HEAD_DIM, BLOCK_SIZE, KEYS, DESCRIBED, True),
+            )
         out = out / total[:, None]
         chunks = tl.cdiv(seen, CHUNK)
         if chunks == 1:
             tl.store(out_ptr + place, out.to(out_ptr.dtype.element_ty), mask=in_group)
         else:
-            first = tl.load(first_ptr + row)
             part = ((first + chunk) * HEADS + head + member).to(tl.int64)
             tl.store(partial_ptr + part[:, None] * HEAD_DIM + dim[None, :], out, mask=in_group)
             tl.store(weight_ptr + part, maximum + tl.log2(total), mask=member < GROUP)
@@ -240,14 +307,14 @@ def decode_attention_kernel(
             counter = arrived_ptr + row * KV_HEADS + kv_head
             if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == chunks - 1:
                 tl.debug_barrier()
-                for one in range(GROUP):
-                    base = (first * HEADS + head + one).to(tl.int64)
-                    combined = _combine_head(
-                        partial_ptr + base * HEAD_DIM, weight_ptr + base, chunks, HEADS, HEAD_DIM, HEAD_DIM
-                    )
-                    target = out_ptr + (row * HEADS + head + one) * HEAD_DIM + dim
-                    tl.store(target, combined.to(out_ptr.dtype.element_ty))
+                row_out = out_ptr + (row * HEADS + head) * HEAD_DIM
+                _combine(
+                    *(row_out, partial_ptr, weight_ptr, first, chunks, head),
+                    *(GROUP, HEADS, HEAD_DIM, TOGETHER, BLOCK),
+                )
                 tl.store(counter, 0)
+        work = later
+        row, chunk, seen, first = later_row, later_chunk, later_seen, later_first
 
 
 def plan(work: DecodeWork, rows: int) -> None:
@@ -255,13 +322,11 @@ def plan(work: DecodeWork, rows: int) -> None:
     plan_kernel[(rows,)](
         work.seen,
         work.items,
-        work.first,
         work.count,
         rows,
-        CHUNK=work.chunk,
-        ROW_BITS=_ROW_BITS,
+        CHUNK=work.chunk_for(rows),
         PADDED=triton.next_power_of_2(rows),
-        BLOCK=64,
+        BLOCK=32,
         num_warps=4,
     )
 
@@ -288,37 +353,43 @@ def decode_attention(
     _, kv_heads, block_size, _ = keys.shape
     assert q.is_contiguous() and keys.stride() == values.stride() and keys.stride(3) == 1
     capability, processors = machine(q.device)
-    tile = tile or tiles(capability).decode
+    chunk = work.chunk_for(rows)
+    if tile is None:
+        table = tiles(capability)
+        tile = table.decode if chunk == CHUNK else table.decode_few
     out = torch.empty_like(q) if out is None else out
     pdl = dependent(pdl, q.device)
     group = heads // kv_heads
-    most = rows * kv_heads * -(-block_table.shape[1] * block_size // work.chunk)
-    decode_attention_kernel[(min(processors * tile.programs, most),)](
+    together = triton.next_power_of_2(group)
+    described = tile.described and block_size % tile.keys == 0 and keys.is_contiguous()
+    most = min(len(work.items), rows * triton.cdiv(block_table.shape[1] * block_size, chunk))
+    decode_attention_kernel[(min(processors * tile.programs, most * kv_heads),)](
         q,
-        keys,
-        values,
+        describe(keys, tile.keys) if described else keys,
+        describe(values, tile.keys) if described else values,
         out,
         block_table,
-        work.seen,
         work.items,
-        work.first,
         work.count,
         work.partial,
         work.weight,
         work.arrived,
         scale * _LOG2_E,
+        len(work.items),
         keys.stride(0),
         keys.stride(1),
         keys.stride(2),
         block_table.stride(0),
         KV_HEADS=kv_heads,
         GROUP=group,
-        GROUP_PADDED=max(16, triton.next_power_of_2(group)),
+        GROUP_PADDED=max(16, together),
         HEAD_DIM=head_dim,
         BLOCK_SIZE=block_size,
-        CHUNK=work.chunk,
-        ROW_BITS=_ROW_BITS,
+        CHUNK=chunk,
         KEYS=tile.keys,
+        TOGETHER=together,
+        BLOCK=max(1, _COMBINE // together),
+        DESCRIBED=described,
         PDL=pdl,
         num_warps=tile.warps,
         num_stages=tile.stages,

@@ -9,6 +9,8 @@ from functools import cache
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 # The interpreter computes products of bf16 wrongly, so kernels widen them there; what only a GPU has
 # (dependent launch) is left out. A constexpr, for kernels read it as a global.
@@ -39,6 +41,12 @@ def machine(device: torch.device) -> tuple[int, int]:
 def dependent(pdl: bool, device: torch.device) -> bool:
     """Whether a launch that asks for programmatic dependent launch gets it: on 9.0 and later."""
     return pdl and device.type == "cuda" and machine(device)[0] >= 90
+
+
+def describe(cache: Tensor, keys: int) -> TensorDescriptor:
+    """The cache as lines of a position and head, for the bulk copy engine."""
+    lines, head_dim = cache.numel() // cache.shape[3], cache.shape[3]
+    return TensorDescriptor(cache, [lines, head_dim], [head_dim, 1], [keys, head_dim])
 
 
 @triton.jit

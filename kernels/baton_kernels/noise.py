@@ -1,4 +1,4 @@
-"""The sampler's random numbers on the device: the integers of `reference.sampling`, Gumbel noise in float32.
+"""The sampler's random numbers on the device: the integers of `reference.sampling`, noise in float32.
 
 The reference turns 52 bits into u in (0, 1) and E = -log(u) in float64. Here the shorter side is kept: for u
 above one half E = -log1p(-v) of v = 1 - u, whose bits are the complement, so that E is right to a few units
@@ -8,6 +8,9 @@ about 4e-6: tokens nearer to each other than that may change places, a few in a 
 
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
+
+from baton_kernels.launch import INTERPRETED
 
 _GOLDEN = tl.constexpr(0x9E3779B97F4A7C15)
 _MIX_1 = tl.constexpr(0xBF58476D1CE4E5B9)
@@ -34,8 +37,8 @@ def noise_key(seed, position):
 
 
 @triton.jit
-def gumbel(key, ids):
-    """Gumbel noise, float32, of token ids (int32) under a row's key."""
+def exponential(key, ids):
+    """Exponential noise, float32, of token ids (int32) under a row's key; its -log is Gumbel noise."""
     bits = (_mix(key + (ids + 1).to(tl.uint64) * _GOLDEN) >> _DROPPED_BITS).to(tl.int64)
     complement = _LARGEST - bits
     small = bits > complement  # u above one half
@@ -43,6 +46,6 @@ def gumbel(key, ids):
     series = 1.0 / 9
     for n in tl.static_range(8, 0, -1):
         series = series * side + 1.0 / n
-    logarithm = -tl.log(tl.where(small, 1.0 - side, side))
-    exponential = tl.where(small & (side < _SERIES_BELOW), series * side, logarithm)
-    return -tl.log(exponential)
+    argument = tl.where(small, 1.0 - side, side)
+    logarithm = tl.log(argument) if INTERPRETED else libdevice.fast_logf(argument)
+    return tl.where(small & (side < _SERIES_BELOW), series * side, -logarithm)

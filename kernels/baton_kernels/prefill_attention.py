@@ -14,9 +14,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from baton_kernels.launch import INTERPRETED, machine
+from baton_kernels.launch import INTERPRETED, describe, machine
 from baton_kernels.tiles import PrefillTile, tiles
 
 SPAN = 1024  # positions of a part, where a tile is split
@@ -276,12 +275,6 @@ def combine_parts_kernel(
     tl.store(target, (out / total).to(out_ptr.dtype.element_ty))
 
 
-def _describe(cache: Tensor, keys: int) -> TensorDescriptor:
-    """The cache as lines of a position and head, for the bulk copy engine."""
-    lines, head_dim = cache.numel() // cache.shape[3], cache.shape[3]
-    return TensorDescriptor(cache, [lines, head_dim], [head_dim, 1], [keys, head_dim])
-
-
 def prefill_attention(
     q: Tensor, keys: Tensor, values: Tensor, block_table: Tensor, work: PrefillWork, scale: float, out: Tensor
 ) -> Tensor:
@@ -298,8 +291,8 @@ def prefill_attention(
     described = tile.described and block_size % tile.keys == 0 and keys.is_contiguous()
     prefill_attention_kernel[(kv_heads, len(work.items))](
         q,
-        _describe(keys, tile.keys) if described else keys,
-        _describe(values, tile.keys) if described else values,
+        describe(keys, tile.keys) if described else keys,
+        describe(values, tile.keys) if described else values,
         out,
         block_table,
         work.items,

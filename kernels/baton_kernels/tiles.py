@@ -8,12 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class DecodeTile:
-    """Decode attention: keys per iteration, warps, pipeline stages, programs per multiprocessor."""
+    """Decode attention: keys per iteration, warps, pipeline stages, programs per multiprocessor.
+
+    `described`: keys and values by the bulk copy engine, where a cache block holds whole iterations.
+    """
 
     keys: int
     warps: int
     stages: int
     programs: int
+    described: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +39,37 @@ class Tiles:
     """All of one architecture."""
 
     decode: DecodeTile
+    decode_few: DecodeTile  # for steps of a few rows
     prefill: PrefillTile
     prefill_wide: PrefillTile  # for heads wider than 128
 
 
 _TABLE = {
-    80: Tiles(DecodeTile(64, 4, 3, 2), PrefillTile(128, 64, 8, 2), PrefillTile(64, 32, 4, 2)),
+    80: Tiles(
+        DecodeTile(64, 4, 3, 2),
+        DecodeTile(64, 4, 3, 2),
+        PrefillTile(128, 64, 8, 2),
+        PrefillTile(64, 32, 4, 2),
+    ),
     # 100 KiB of shared memory per multiprocessor instead of 164 and more
-    86: Tiles(DecodeTile(32, 4, 3, 2), PrefillTile(128, 32, 8, 2), PrefillTile(64, 32, 4, 1)),
-    89: Tiles(DecodeTile(32, 4, 3, 2), PrefillTile(128, 32, 8, 2), PrefillTile(64, 32, 4, 1)),
-    90: Tiles(DecodeTile(64, 4, 3, 3), PrefillTile(128, 64, 8, 3, True), PrefillTile(64, 64, 4, 2, True)),
+    86: Tiles(
+        DecodeTile(32, 4, 3, 2),
+        DecodeTile(32, 4, 3, 2),
+        PrefillTile(128, 32, 8, 2),
+        PrefillTile(64, 32, 4, 1),
+    ),
+    89: Tiles(
+        DecodeTile(32, 4, 3, 2),
+        DecodeTile(32, 4, 3, 2),
+        PrefillTile(128, 32, 8, 2),
+        PrefillTile(64, 32, 4, 1),
+    ),
+    90: Tiles(
+        DecodeTile(64, 4, 3, 3),
+        DecodeTile(64, 4, 3, 3),
+        PrefillTile(128, 64, 8, 3, True),
+        PrefillTile(64, 64, 4, 2, True),
+    ),
 }
 
 

@@ -66,6 +66,8 @@ def rows():
 
 
 def linears():
+    linear(bf16(2, 1024), bf16(4096, 1024), norm=(bf16(1024), 1e-6))
+    linear(bf16(1, 6144), bf16(1024, 3072), silu=True, residual=bf16(1, 1024))
     linear(bf16(8, 1024), bf16(4096, 1024), norm=(bf16(1024), 1e-6))
     linear(bf16(8, 6144), bf16(1024, 3072), silu=True, residual=bf16(8, 1024))
 
@@ -103,8 +105,10 @@ def test_rows(capability):
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_linear(capability):
-    (kernel,) = compiled(linears, capability).values()
-    assert kernel.registers <= 255, kernel
+    kernels = compiled(linears, capability)
+    assert kernels["linear_sum_kernel"].count(r"ld\.global[.\w:]*\.v4"), "wide loads"
+    assert kernels["linear_dot_kernel"].count(r"mma\.sync")
+    assert kernels["linear_dot_kernel"].count(r"cp\.async\.c[ag]"), "weights stream"
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

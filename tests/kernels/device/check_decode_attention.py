@@ -34,7 +34,7 @@ def lengths_for(full, chunk):
     if not full:
         return [0, 1, 2 * chunk + 6, 4 * chunk + 1, chunk, 0]
     edges = [0, 1, chunk - 1, chunk, chunk + 1, 16 * chunk, 17 * chunk, 20 * chunk + 3, 0]
-    return edges + torch.randint(0, 3000, (200,)).tolist()
+    return edges + torch.randint(0, 3000, (40,)).tolist()
 
 
 def shapes(full):
@@ -46,19 +46,20 @@ def shapes(full):
 def test_against_float64(which, dtype, device, full):
     if which >= len(shapes(full)):
         pytest.skip("fewer shapes")
+    if full and dtype == torch.float32:
+        pytest.skip("tiles are for two-byte numbers")
     shape, chunk = shapes(full)[which], (256 if full else 32)
     heads, kv_heads, head_dim, block_size = shape
     lengths = lengths_for(full, chunk)
     cache = paged(lengths, kv_heads, head_dim, block_size, dtype, device)
     q = normal(len(lengths), heads, head_dim, dtype=dtype, device=device)
-    work = work_for(lengths, shape, device, chunk)
+    work = work_for(lengths, shape, device, chunk if which else None)
     for _ in range(2):  # as the second layer of a step
         out = run(q, cache, work, poison(torch.empty_like(q)))
     for row, length in enumerate(lengths):
         if length:
             expected = cache.attend(q[row], row, length)
-            # tf32 products: the matrix units' float32
-            assert close(out[row], expected, 2e-3 if full and dtype == torch.float32 else None), (row, length)
+            assert close(out[row], expected), (row, length)
         else:
             assert out[row].isnan().all()
 
