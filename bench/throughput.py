@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from baton_client import AsyncClient, BatonError, Sampling, Stack, StackOptions
+from baton_client import AsyncClient, BatonError, Delta, Sampling, Stack, StackOptions
 from bench.checkpoint import DEMO_MODEL, save_shaped
 from bench.workload import Request, Run, single, staggered
 
@@ -196,18 +196,29 @@ class Reference:
 
 
 async def _serve(address: str, requests: list[Request]) -> Run:
-    """Send every request when it arrives; wait for all."""
+    """Send every request when it arrives, all over one stream; wait for all."""
     async with AsyncClient(address) as client:
         await client.model()
+        outputs: list[list[int]] = [[] for _ in requests]
         started = time.perf_counter()
+        async with client.mux() as mux:
 
-        async def one(request: Request) -> list[int]:
-            await asyncio.sleep(max(0.0, started + request.arrival_s - time.perf_counter()))
-            sampling = Sampling(temperature=0.0, max_tokens=request.max_tokens, ignore_eos=True)
-            return list((await client.complete(request.token_ids, sampling)).token_ids)
+            async def arrivals() -> None:
+                for number, request in enumerate(requests):
+                    await asyncio.sleep(max(0.0, started + request.arrival_s - time.perf_counter()))
+                    sampling = Sampling(temperature=0.0, max_tokens=request.max_tokens, ignore_eos=True)
+                    mux.start(number, request.token_ids, sampling)
+                mux.done()
 
-        outputs = await asyncio.gather(*map(one, requests))
-        return Run(time.perf_counter() - started, list(outputs))
+            sending = asyncio.create_task(arrivals())
+            async for batch in mux:
+                for number, event in batch:
+                    if isinstance(event, BatonError):
+                        raise event
+                    if isinstance(event, Delta):
+                        outputs[number] += event.token_ids
+            await sending
+        return Run(time.perf_counter() - started, outputs)
 
 
 def _say(text: str) -> None:

@@ -320,20 +320,22 @@ def test_an_id_in_use_ends_both(wide, stream):
 
 def test_more_than_a_stream_may_carry(wide, stream):
     """1,024 wait or run; the others are refused, each by itself, and nothing else is the worse for it."""
-    requests = {number: ids_request([number % 1000], seed=number, max_tokens=8) for number in range(1100)}
-    for number, request in requests.items():
-        request.stopping.max_tokens = 300 if number < 200 else 8
+    long = {number: long_request(number) for number in range(1024)}
+    short = {number: ids_request([number % 1000], seed=number, max_tokens=8) for number in range(1024, 1100)}
+    for number, request in (long | short).items():
         stream.start(number, request)
+    stream.read_until(lambda: short.keys() <= stream.errors.keys())
+    for number in short:
+        code, reason, _, again = details(stream.errors[number])
+        assert (code, reason, again) == (code_pb2.RESOURCE_EXHAUSTED, "STREAM_FULL", True)
+    for number in range(4, 1024):
+        stream.cancel(number)
+    stream.read_until(lambda: len(stream.errors) == 1020 + len(short))
+    stream.start(2000, short[1024])
     stream.read_all()
-    assert stream.errors
-    for number, request in requests.items():
-        if number in stream.errors:
-            assert number >= 1024
-            code, reason, _, again = details(stream.errors[number])
-            assert (code, again) == (code_pb2.RESOURCE_EXHAUSTED, True)
-            assert reason in {"STREAM_FULL", "QUEUE_FULL"}
-        else:
-            check(stream.answers[number], request)
+    for number in range(4):
+        check(stream.answers[number], long[number])
+    check(stream.answers[2000], short[1024])
 
 
 def test_a_client_that_does_not_read(wide):
