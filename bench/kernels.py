@@ -24,7 +24,7 @@ from torch.nn.functional import linear as library_linear
 
 from baton_kernels import advance, sampler
 from baton_kernels.decode_attention import DecodeWork, decode_attention, plan
-from baton_kernels.linear import MAX_ROWS, SUM_ROWS, LinearTile, linear, linear_tile
+from baton_kernels.linear import MAX_ROWS, LinearTile, linear, linear_tile
 from baton_kernels.prefill_attention import PromptChunk, plan_prefill, prefill_attention
 from baton_kernels.qk_rope_kv import qk_rope_kv
 from baton_kernels.rms_norm import add_rms_norm
@@ -204,7 +204,8 @@ def prefill(clock: Clock) -> list[Measures]:
         pages = Pages(shape, [start + rows], block_size, 4)
         q = bf16(rows, shape.heads, shape.head_dim)
         heads = (shape.heads, shape.kv_heads, shape.head_dim)
-        work = plan_prefill([PromptChunk(0, 0, rows, start)], *heads, q.device, tile=tile)
+        chunks = [PromptChunk(0, 0, rows, start)]
+        work = plan_prefill(chunks, *heads, q.device, block_size=block_size, tile=tile)
         attend = partial(prefill_attention, block_table=pages.table, work=work, scale=0.1)
         us = clock.graph_us(
             [partial(attend, q, *layer, out=torch.empty_like(q)) for layer in pages.layers], 5
@@ -295,30 +296,21 @@ def sampling(clock: Clock) -> list[Measures]:
     return results
 
 
-DOT_TILES = [
-    LinearTile(16, 128, 4, 5),
-    LinearTile(32, 128, 4, 5),
-    LinearTile(16, 256, 4, 4),
-    LinearTile(16, 256, 2, 4),
-    LinearTile(32, 256, 4, 4),
-]
-
-
 def linears(clock: Clock) -> list[Measures]:
     """Skinny products, ours in several tiles beside the library's."""
     results: list[Measures] = []
     shapes = [(4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072), (6144, 4096), (4096, 12288)]
     for outputs, inputs in shapes:
         weights = [bf16(outputs, inputs) for _ in range(max(2, int(3e8 / (outputs * inputs * 2))))]
-        for rows in (1, 2, 8):
+        for rows in range(1, MAX_ROWS + 1):
             x, out = bf16(rows, inputs), bf16(rows, outputs)
-            usual = linear_tile(rows, outputs, inputs)
-            others = DOT_TILES if rows > SUM_ROWS else [LinearTile(8, 1024, 4), LinearTile(4, 1024, 2)]
+            usual = linear_tile(inputs)
+            others = [LinearTile(8, 1024, 4), LinearTile(4, 1024, 2)]
             times = {"library": clock.graph_us([partial(library_linear, x, w) for w in weights], 8)}
             times["usual"] = clock.graph_us([partial(linear, x, w, out=out) for w in weights], 8)
             times["pdl"] = clock.graph_us([partial(linear, x, w, out=out, pdl=True) for w in weights], 8)
             for tile in others:
-                name = f"{tile.outputs}x{tile.inputs}w{tile.warps}s{tile.stages}"
+                name = f"{tile.outputs}x{tile.inputs}w{tile.warps}"
                 given: dict[str, Any] = {"out": out, "tile": tile}
                 times[name] = clock.graph_us([partial(linear, x, w, **given) for w in weights], 8)
             show(results, outputs=outputs, inputs=inputs, rows=rows, tile=str(usual), us=times)

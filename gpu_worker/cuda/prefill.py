@@ -41,7 +41,8 @@ def prefill(
         PromptChunk(s, f, c, b)
         for s, f, c, b in zip(slot.tolist(), firsts.tolist(), count.tolist(), start.tolist(), strict=True)
     ]
-    tiles = plan_prefill(chunks, shape.heads, shape.kv_heads, shape.head_dim, device)
+    heads = (shape.heads, shape.kv_heads, shape.head_dim)
+    tiles = plan_prefill(chunks, *heads, device, block_size=shape.block_size)
     rows = Rows(positions, places, table.block_table, prefill=tiles)
     hidden = model(tokens, Context(attention, cache, rows, rotary))
     lengths = torch.from_numpy(np.stack((slot, start + count))).pin_memory().to(device, non_blocking=True)

@@ -21,6 +21,7 @@ from baton_kernels.tiles import DecodeTile, tiles
 CHUNK = 256  # positions; part of what a row's bits depend on
 FEW_ROWS = 16  # up to so many rows chunks are shorter, lest most of the machine have nothing to do …
 CHUNK_OF_FEW = 128  # … unless rows are to have the same bits in any batch
+FEWER_ROWS = 2  # up to so many rows time is latency, and larger tiles have less of it
 MAX_ROWS = 1 << 12
 _LOG2_E = 1.4426950408889634
 _NULL_SCORE = tl.constexpr(-1e30)  # of a row that sees nothing yet: finite, so that differences are numbers
@@ -356,7 +357,10 @@ def decode_attention(
     chunk = work.chunk_for(rows)
     if tile is None:
         table = tiles(capability)
-        tile = table.decode if chunk == CHUNK else table.decode_few
+        if head_dim > 128 or work.chunk is not None or rows > FEW_ROWS:
+            tile = table.decode_for(block_size, head_dim)
+        else:
+            tile = table.decode_few if rows <= FEWER_ROWS else table.decode
     out = torch.empty_like(q) if out is None else out
     pdl = dependent(pdl, q.device)
     group = heads // kv_heads

@@ -1,10 +1,10 @@
-"""Products of a few rows with a weight, where reading the weight is all the time: y = x · weightᵀ.
+"""Products of one or two rows with a weight, where reading the weight is all the time: y = x · weightᵀ.
 
-For very few rows a program reads its rows of the weight whole, with every load in flight before anything else
-is asked for, and multiplies and adds; for some more it streams them past matrix instructions. Fusions:
-RMSNorm of x before, silu(gate) · up of x before, addition of a residual after, in float32. Each program does
-the norm and the activation again for itself, while its weights are on the way. The order of a row's sum
-depends on the shape of the weight and on which of the two kernels it is, on nothing else.
+A program reads its rows of the weight whole, with every load in flight before anything else is asked for.
+Fusions: RMSNorm of x before, silu(gate) · up of x before, addition of a residual after, all in float32 and
+rounded once. Each program does the norm and the activation again for itself, while its weights are on the
+way. The order of a row's sum depends on nothing but the shape of the weight. For more rows the library is
+faster.
 """
 
 from dataclasses import dataclass
@@ -14,29 +14,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from baton_kernels.launch import INTERPRETED, dependent, wait_upstream
+from baton_kernels.launch import dependent, wait_upstream
 
-MAX_ROWS = 16
-SUM_ROWS = 2  # beyond, multiplying and adding takes longer than reading
+MAX_ROWS = 2  # beyond, multiplying and adding takes longer than reading
 PLAIN, NORM, SILU = 0, 1, 2
 _NORM, _SILU = tl.constexpr(NORM), tl.constexpr(SILU)
 
 
 @dataclass(frozen=True, slots=True)
 class LinearTile:
-    """Outputs of a program, inputs at a time (a power of two), warps; pipeline stages of the streaming
-    kernel."""
+    """Outputs of a program, inputs at a time (a power of two), warps."""
 
     outputs: int
     inputs: int
     warps: int
-    stages: int = 1
 
 
-def linear_tile(rows: int, outputs: int, inputs: int) -> LinearTile:
+def linear_tile(inputs: int) -> LinearTile:
     """What a program takes on: enough loads in flight, and enough programs for narrow products."""
-    if rows > SUM_ROWS:
-        return LinearTile(16 if outputs < 4096 else 32, 128, 4, 5)
     at_a_time = min(triton.next_power_of_2(inputs), 4096)
     return LinearTile(max(1, 8192 // at_a_time), at_a_time, 4)
 
@@ -67,7 +62,7 @@ def _inputs(
 
 
 @triton.jit
-def linear_sum_kernel(
+def linear_kernel(
     x_ptr,
     weight_ptr,
     norm_ptr,
@@ -107,57 +102,6 @@ def linear_sum_kernel(
         tl.store(out_ptr + row * outputs + output, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def linear_dot_kernel(
-    x_ptr,
-    weight_ptr,
-    norm_ptr,
-    residual_ptr,
-    out_ptr,
-    rows,
-    x_stride,
-    outputs,
-    eps,
-    INPUTS: tl.constexpr,
-    BLOCK_OUT: tl.constexpr,
-    BLOCK_IN: tl.constexpr,
-    BEFORE: tl.constexpr,
-    ADD: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Program: BLOCK_OUT outputs of up to 16 rows. The norm's scale is a factor of the sums."""
-    output = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    row = tl.arange(0, 16)[:, None]
-    dtype: tl.constexpr = tl.float32 if INTERPRETED else x_ptr.dtype.element_ty
-    weight_ptr += output.to(tl.int64)[:, None] * INPUTS
-    total = tl.zeros([16, BLOCK_OUT], tl.float32)
-    squares = tl.zeros([16], tl.float32)
-    wait_upstream(PDL)
-    for start in range(0, INPUTS, BLOCK_IN):
-        column = (start + tl.arange(0, BLOCK_IN))[None, :]
-        inside = column < INPUTS
-        weight = tl.load(weight_ptr + column, mask=(output < outputs)[:, None] & inside, other=0.0)
-        source = x_ptr + row * x_stride + column
-        x = tl.load(source, mask=(row < rows) & inside, other=0.0)
-        if BEFORE == _NORM:
-            norm = tl.load(norm_ptr + column, mask=inside, other=0.0).to(tl.float32)
-            x = x.to(tl.float32)
-            squares += tl.sum(x * x, 1)
-            x = x * norm
-        if BEFORE == _SILU:
-            up = tl.load(source + INPUTS, mask=(row < rows) & inside, other=0.0).to(tl.float32)
-            x = x.to(tl.float32)
-            x = x / (1.0 + tl.exp(-x)) * up
-        total = tl.dot(x.to(dtype), tl.trans(weight.to(dtype)), total)
-    if BEFORE == _NORM:
-        total *= tl.rsqrt(squares / INPUTS + eps)[:, None]
-    place = row * outputs + output[None, :]
-    mask = (row < rows) & (output < outputs)[None, :]
-    if ADD:
-        total += tl.load(residual_ptr + place, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=mask)
-
-
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -177,31 +121,27 @@ def linear(
     rows, (outputs, inputs) = x.shape[0], weight.shape
     assert rows <= MAX_ROWS and weight.is_contiguous() and x.shape[1] == inputs * (1 + silu)
     assert norm is None or not silu
-    tile = tile or linear_tile(rows, outputs, inputs)
+    tile = tile or linear_tile(inputs)
     out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device) if out is None else out
     norm_weight, eps = norm or (weight, 0.0)
     pdl = dependent(pdl, x.device)
-    grid = (triton.cdiv(outputs, tile.outputs),)
-    operands = (x, weight, norm_weight, out if residual is None else residual, out)
-    constants = {
-        "INPUTS": inputs,
-        "BLOCK_OUT": tile.outputs,
-        "BEFORE": NORM if norm is not None else SILU if silu else PLAIN,
-        "ADD": residual is not None,
-        "PDL": pdl,
-        "num_warps": tile.warps,
+    linear_kernel[(triton.cdiv(outputs, tile.outputs),)](
+        x,
+        weight,
+        norm_weight,
+        out if residual is None else residual,
+        out,
+        x.stride(0),
+        outputs,
+        eps,
+        ROWS=rows,
+        INPUTS=inputs,
+        BLOCK_OUT=tile.outputs,
+        BLOCK_IN=triton.next_power_of_2(inputs) if norm is not None else tile.inputs,
+        BEFORE=NORM if norm is not None else SILU if silu else PLAIN,
+        ADD=residual is not None,
+        PDL=pdl,
+        num_warps=tile.warps,
         **({"launch_pdl": True} if pdl else {}),
-    }
-    if rows <= SUM_ROWS:
-        at_a_time = triton.next_power_of_2(inputs) if norm is not None else tile.inputs
-        linear_sum_kernel[grid](
-            *operands, x.stride(0), outputs, eps, ROWS=rows, BLOCK_IN=at_a_time, **constants
-        )
-    else:
-        linear_dot_kernel[grid](
-            *(*operands, rows, x.stride(0), outputs, eps),
-            **constants,
-            BLOCK_IN=tile.inputs,
-            num_stages=tile.stages,
-        )
+    )
     return out

@@ -54,13 +54,16 @@ def plan_prefill(
     head_dim: int,
     device: torch.device,
     *,
+    block_size: int,
     split: bool = True,
     tile: PrefillTile | None = None,
 ) -> PrefillWork:
-    """Tiles of the chunks, on the device. `split`: whether tiles may be split where they are few."""
+    """Tiles of the chunks, on the device, for a cache of blocks of `block_size` positions.
+
+    `split`: whether tiles may be split where they are few.
+    """
     capability, processors = machine(device)
-    table = tiles(capability)
-    tile = tile or (table.prefill if head_dim <= 128 else table.prefill_wide)
+    tile = tile or tiles(capability).prefill_for(block_size, head_dim)
     padded = triton.next_power_of_2(heads // kv_heads)
     height = max(1, tile.rows // padded)
     plain = [

@@ -36,39 +36,55 @@ class PrefillTile:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """All of one architecture."""
+    """All of one architecture. `bulk`: in order of preference, where a cache block holds whole iterations."""
 
     decode: DecodeTile
-    decode_few: DecodeTile  # for steps of a few rows
+    decode_few: DecodeTile  # for steps of one or two rows
+    decode_wide: DecodeTile  # for heads wider than 128
     prefill: PrefillTile
     prefill_wide: PrefillTile  # for heads wider than 128
+    decode_bulk: tuple[DecodeTile, ...] = ()
+    prefill_bulk: tuple[PrefillTile, ...] = ()
 
+    def decode_for(self, block_size: int, head_dim: int) -> DecodeTile:
+        """For steps of many rows."""
+        if head_dim > 128:
+            return self.decode_wide
+        return next((tile for tile in self.decode_bulk if block_size % tile.keys == 0), self.decode)
+
+    def prefill_for(self, block_size: int, head_dim: int) -> PrefillTile:
+        """For prompt chunks."""
+        if head_dim > 128:
+            return self.prefill_wide
+        return next((tile for tile in self.prefill_bulk if block_size % tile.keys == 0), self.prefill)
+
+
+_SMALL_SHARED_MEMORY = Tiles(  # 100 KiB of it per multiprocessor instead of 164 and more
+    decode=DecodeTile(32, 4, 3, 2),
+    decode_few=DecodeTile(32, 4, 3, 2),
+    decode_wide=DecodeTile(32, 8, 3, 1),
+    prefill=PrefillTile(128, 32, 8, 2),
+    prefill_wide=PrefillTile(64, 32, 8, 1),
+)
 
 _TABLE = {
     80: Tiles(
-        DecodeTile(64, 4, 3, 2),
-        DecodeTile(64, 4, 3, 2),
-        PrefillTile(128, 64, 8, 2),
-        PrefillTile(64, 32, 4, 2),
+        decode=DecodeTile(64, 4, 3, 2),
+        decode_few=DecodeTile(64, 4, 3, 2),
+        decode_wide=DecodeTile(32, 4, 3, 2),
+        prefill=PrefillTile(128, 64, 8, 2),
+        prefill_wide=PrefillTile(64, 32, 8, 2),
     ),
-    # 100 KiB of shared memory per multiprocessor instead of 164 and more
-    86: Tiles(
-        DecodeTile(32, 4, 3, 2),
-        DecodeTile(32, 4, 3, 2),
-        PrefillTile(128, 32, 8, 2),
-        PrefillTile(64, 32, 4, 1),
-    ),
-    89: Tiles(
-        DecodeTile(32, 4, 3, 2),
-        DecodeTile(32, 4, 3, 2),
-        PrefillTile(128, 32, 8, 2),
-        PrefillTile(64, 32, 4, 1),
-    ),
-    90: Tiles(
-        DecodeTile(64, 4, 3, 3),
-        DecodeTile(64, 4, 3, 3),
-        PrefillTile(128, 64, 8, 3, True),
-        PrefillTile(64, 64, 4, 2, True),
+    86: _SMALL_SHARED_MEMORY,
+    89: _SMALL_SHARED_MEMORY,
+    90: Tiles(  # measured on an H200, see bench/results
+        decode=DecodeTile(64, 2, 3, 4),
+        decode_few=DecodeTile(128, 4, 3, 2),
+        decode_wide=DecodeTile(32, 4, 3, 2),
+        prefill=PrefillTile(128, 128, 8, 2),
+        prefill_wide=PrefillTile(64, 32, 8, 2),
+        decode_bulk=(DecodeTile(32, 2, 5, 4, described=True),),
+        prefill_bulk=(PrefillTile(128, 128, 8, 2, described=True), PrefillTile(64, 64, 4, 3, described=True)),
     ),
 }
 

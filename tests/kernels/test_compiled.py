@@ -14,11 +14,15 @@ from baton_kernels.prefill_attention import PromptChunk, plan_prefill, prefill_a
 from baton_kernels.qk_rope_kv import qk_rope_kv
 from baton_kernels.rms_norm import add_rms_norm
 from baton_kernels.silu_mul import silu_mul
+from baton_kernels.tiles import tiles
 from tests.kernels.aot import compile_launches
 
 SLOTS = 256
 CPU = torch.device("cpu")
 CAPABILITIES = [80, 89, 90]
+REGISTERS = 1 << 16  # of a multiprocessor
+SHARED_BYTES = {80: 164 << 10, 89: 100 << 10, 90: 228 << 10}
+RESERVED_BYTES = 1 << 10  # of shared memory, per program
 
 
 def bf16(*shape):
@@ -52,7 +56,8 @@ def decode(heads, kv_heads, head_dim, block_size):
 
 def prefill(heads, kv_heads, head_dim, block_size):
     cache, q = bf16(64, kv_heads, block_size, head_dim), bf16(SLOTS, heads, head_dim)
-    work = plan_prefill([PromptChunk(0, 0, 100, 5000)], heads, kv_heads, head_dim, CPU)
+    chunks = [PromptChunk(0, 0, 100, 5000)]
+    work = plan_prefill(chunks, heads, kv_heads, head_dim, CPU, block_size=block_size)
     prefill_attention(q, cache, cache, numbers(SLOTS, 256), work, head_dim**-0.5, q)
 
 
@@ -68,8 +73,6 @@ def rows():
 def linears():
     linear(bf16(2, 1024), bf16(4096, 1024), norm=(bf16(1024), 1e-6))
     linear(bf16(1, 6144), bf16(1024, 3072), silu=True, residual=bf16(1, 1024))
-    linear(bf16(8, 1024), bf16(4096, 1024), norm=(bf16(1024), 1e-6))
-    linear(bf16(8, 6144), bf16(1024, 3072), silu=True, residual=bf16(8, 1024))
 
 
 def step():
@@ -85,12 +88,13 @@ def step():
     advance.advance(table, sampled, results, numbers(1, dtype=torch.int64))
 
 
-def compiled(function, capability, *args):
-    """All kernels that the function launches; none uses local memory."""
+def compiled(function, capability, *args, spilled_bytes=0):
+    """All kernels that the function launches; none uses local memory, beyond `spilled_bytes` of registers."""
     kernels = compile_launches(lambda: function(*args), capability)
     for kernel in kernels:
         print(kernel)
-        assert (kernel.stack_bytes, kernel.local_bytes) == (0, 0), kernel
+        assert kernel.stack_bytes <= spilled_bytes, kernel
+        assert kernel.local_bytes == 0, kernel
     return {kernel.kernel: kernel for kernel in kernels}
 
 
@@ -105,18 +109,21 @@ def test_rows(capability):
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_linear(capability):
-    kernels = compiled(linears, capability)
-    assert kernels["linear_sum_kernel"].count(r"ld\.global[.\w:]*\.v4"), "wide loads"
-    assert kernels["linear_dot_kernel"].count(r"mma\.sync")
-    assert kernels["linear_dot_kernel"].count(r"cp\.async\.c[ag]"), "weights stream"
+    (kernel,) = compiled(linears, capability).values()
+    assert kernel.registers <= 128, kernel
+    assert kernel.count(r"ld\.global[.\w:]*\.v4"), "wide loads"
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_decode_attention(capability):
-    for shape in ((16, 8, 128, 16), (32, 8, 128, 64)):
-        kernels = compiled(decode, capability, *shape)
-        kernel = kernels["decode_attention_kernel"]
-        assert kernel.registers <= 168, kernel  # three programs of 128 threads on a multiprocessor
+    for shape in ((16, 8, 128, 16), (32, 8, 128, 64), (8, 8, 256, 16)):
+        kernel = compiled(decode, capability, *shape)["decode_attention_kernel"]
+        tile = tiles(capability).decode_for(shape[3], shape[2])
+        assert kernel.registers * 32 * tile.warps * tile.programs <= REGISTERS, (kernel, tile)
+        assert (kernel.shared_bytes + RESERVED_BYTES) * tile.programs <= SHARED_BYTES[capability], (
+            kernel,
+            tile,
+        )
         assert kernel.count(r"mma\.sync"), "matrix instructions"
         assert kernel.count(r"cp\.async\.c[ag]"), "keys and values arrive while others are in use"
         assert kernel.count(r"atom\.[\w.]*acq_rel|atom\.acq_rel"), "the last to arrive sees what others wrote"
@@ -125,7 +132,9 @@ def test_decode_attention(capability):
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize(("block_size", "bulk"), [(16, False), (128, True)])
 def test_prefill_attention(block_size, bulk, capability):
-    kernels = compiled(prefill, capability, 16, 8, 128, block_size)
+    # the tile that is fastest without the bulk copy engine spills a little before and after its loop
+    spilled = 16 if capability == 90 and not bulk else 0
+    kernels = compiled(prefill, capability, 16, 8, 128, block_size, spilled_bytes=spilled)
     kernel = kernels["prefill_attention_kernel"]
     assert kernel.registers <= 255, kernel
     if capability == 90:
@@ -139,6 +148,6 @@ def test_prefill_attention(block_size, bulk, capability):
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_step(capability):
     kernels = compiled(step, capability)
-    assert kernels["finish_rows_kernel"].registers <= 128  # 512 threads
-    for name in ("score_tiles_kernel", "begin_kernel", "locate_kernel", "advance_kernel"):
-        assert kernels[name].registers <= 96, kernels[name]
+    assert kernels["search_rows_kernel"].registers <= 128  # 512 threads
+    for name in ("begin_kernel", "locate_kernel", "advance_kernel"):
+        assert kernels[name].registers <= 64, kernels[name]

@@ -71,10 +71,10 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(device, full):
     cache = paged(lengths, kv_heads, head_dim, block_size, torch.bfloat16, device)
     q = normal(len(lengths), heads, head_dim, dtype=torch.bfloat16, device=device)
     together = run(q, cache, work_for(lengths, shape, device, chunk), poison(torch.empty_like(q)))
-    for row in range(2, 9 if full else 4):
+    for row in [row for row in range(9) if row < len(lengths) and lengths[row]][: 9 if full else 2]:
         only = [length if i == row else 0 for i, length in enumerate(lengths)]
         alone = run(q, cache, work_for(only, shape, device, chunk), poison(torch.empty_like(q)))
-        assert torch.equal(alone[row], together[row])
+        assert torch.equal(alone[row], together[row]), lengths[row]
 
 
 def test_a_captured_graph_follows_lengths(device, full):

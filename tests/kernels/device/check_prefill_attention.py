@@ -44,7 +44,8 @@ def test_against_float64(which, dtype, few, device, full, monkeypatch):
         chunks.append(PromptChunk(slot, first, rows, start))
         first += rows
     q = normal(first + 1, heads, head_dim, dtype=dtype, device=device)
-    work = plan_prefill(chunks, heads, kv_heads, head_dim, device, tile=None if full else SMALL)
+    tile = None if full else SMALL
+    work = plan_prefill(chunks, heads, kv_heads, head_dim, device, block_size=block_size, tile=tile)
     assert bool(len(work.splits)) == few
     poison(work.partial), poison(work.weight)
     out = poison(torch.empty_like(q))

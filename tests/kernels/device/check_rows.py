@@ -89,7 +89,7 @@ def test_qk_rope_kv(heads, kv_heads, head_dim, block_size, dtype, device, full):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("before", ["plain", "norm", "silu"])
-@pytest.mark.parametrize("rows", [1, 2, 3, 16])
+@pytest.mark.parametrize("rows", [1, 2])
 def test_linear(rows, before, dtype, device, full):
     for outputs, inputs in ((4096, 1024), (1024, 3072), (1000, 600)) if full else ((50, 72),):
         x = normal(rows, inputs * (2 if before == "silu" else 1), dtype=dtype, device=device)
