@@ -8,7 +8,7 @@ from tests.kernels.numbers import DTYPES, close, normal, poison
 from tests.kernels.paged import paged
 
 # heads, key heads, head size, block size
-SHAPES = [(6, 2, 32, 3), (4, 4, 16, 1), (4, 1, 64, 16)]
+SHAPES = [(6, 2, 32, 3), (4, 4, 16, 1), (4, 1, 64, 16), (2, 1, 32, 64)]
 FULL_SHAPES = [(16, 8, 128, 16), (32, 8, 128, 64), (16, 2, 64, 1), (28, 4, 128, 256), (8, 8, 256, 48)]
 
 
