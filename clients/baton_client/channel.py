@@ -4,9 +4,11 @@ Knows nothing about what is asked.
 """
 
 import json
+import re
 
 from google.protobuf import wrappers_pb2
 
+from baton_client.errors import InvalidArgumentError
 from baton_client.results import HealthStatus
 
 SERVICE = "baton.inference.v1.InferenceService"
@@ -37,6 +39,17 @@ _SERVICE_CONFIG = {
         }
     ]
 }
+
+
+def checked_address(text: str) -> str:
+    """`text`, where it names a port or a socket file: gRPC would take 443 for none, and 34463 for 99999.
+
+    Raises InvalidArgumentError.
+    """
+    port = re.fullmatch(r".*[^:]:(\d{1,5})", text)
+    if not text.startswith("unix:") and (port is None or not 1 <= int(port[1]) <= 65_535):
+        raise InvalidArgumentError(f"{text!r} is not HOST:PORT", field="address")
+    return text
 
 
 def channel_options(*, retries: bool = True) -> list[tuple[str, str | int]]:

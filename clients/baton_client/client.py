@@ -20,6 +20,7 @@ from baton_client.channel import (
     HEALTH_CHECK,
     SERVICE,
     channel_options,
+    checked_address,
     health_request,
     health_status,
 )
@@ -99,7 +100,7 @@ class Client:
     def __init__(
         self, address: str = DEFAULT_ADDRESS, *, timeout_s: float | None = None, retries: bool = True
     ) -> None:
-        self.address = address
+        self.address = checked_address(address)
         self._timeout_s = timeout_s
         self._channel = grpc.insecure_channel(address, options=channel_options(retries=retries))
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)

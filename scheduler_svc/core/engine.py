@@ -347,7 +347,7 @@ class Engine:
         self._mailbox.over(owner, verdict)
 
     def _waiting(self) -> int:
-        return len(self._lobby) + sum(len(group.scheduler.waiting) for group in self.groups.values())
+        return len(self._lobby) + sum(group.scheduler.backlog for group in self.groups.values())
 
     # ---- output -----------------------------------------------------------------------------------------
 

@@ -68,6 +68,11 @@ class Scheduler:
         """Sequences here, waiting or running."""
         return len(self.waiting) + len(self.running)
 
+    @property
+    def backlog(self) -> int:
+        """Sequences that wait although every slot will be taken: those beyond the slots that are free."""
+        return max(0, len(self.waiting) - len(self._free_slots))
+
     # ---- what owners ask for ----------------------------------------------------------------------------
 
     def add(self, sequence: Sequence) -> None:

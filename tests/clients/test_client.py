@@ -163,6 +163,14 @@ def test_nobody_at_the_address(kind):
     assert time.monotonic() - started < 10
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("address", ["localhost", "127.0.0.1:0", "127.0.0.1:99999", ""])
+def test_an_address_without_a_port_is_refused(kind, address):
+    with pytest.raises(InvalidArgumentError, match="HOST:PORT") as caught:
+        kind(address)
+    assert caught.value.field == "address"
+
+
 def test_an_early_end_cancels_the_call(client, server):
     server.service.token_delay_s = 0.01
     assert isinstance(client.first("abc", Sampling(max_tokens=100_000)), Delta)

@@ -236,3 +236,11 @@ def test_a_namesake_is_refused_while_the_first_is_heard_and_takes_over_after() -
     stack._inboxes[third.peer] = []
     stack.turn(5)
     assert third.refused is None and list(stack.engine.groups) == [third.peer]
+
+
+def test_a_burst_that_finds_free_slots_is_not_turned_away() -> None:
+    stack = SmallStack(Worker(hello("g")), max_queue=2)
+    for handle in range(7):
+        stack.submit(handle, [handle + 1], 5)
+    stack.run()
+    assert {handle for handle, verdict in stack.ends.items() if verdict is Verdict.QUEUE_FULL} == {6}

@@ -3,12 +3,11 @@
 import argparse
 import math
 import os
-import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from baton_client.channel import DEFAULT_ADDRESS
+from baton_client.channel import DEFAULT_ADDRESS, checked_address
 from baton_client.errors import InvalidArgumentError
 from baton_client.sampling import Sampling
 
@@ -98,11 +97,10 @@ def sampling_of(arguments: argparse.Namespace) -> Sampling:
 
 
 def _address(text: str) -> str:
-    """`text`, where it names a port or a socket file: gRPC would take 443 for none, and 34463 for 99999."""
-    port = re.fullmatch(r".*[^:]:(\d{1,5})", text)
-    if not text.startswith("unix:") and (port is None or not 1 <= int(port[1]) <= 65_535):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    return text
+    try:
+        return checked_address(text)
+    except InvalidArgumentError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _seconds(text: str) -> float:
