@@ -159,13 +159,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--eager", action="store_true", help="no captured graphs")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 256])
     parser.add_argument("--no-pdl", action="store_true", help="no dependent launches")
-    parser.add_argument("--trace", metavar="FILE", help="write a profile of decode at the last batch to FILE")
+    parser.add_argument("--trace", metavar="FILE", help="write profiles of decode to FILE-bN.txt")
+    parser.add_argument("--block-size", type=int, default=64, help="positions of a cache block [64]")
     return parser.parse_args()
 
 
 def _make_runner(a: argparse.Namespace) -> CudaRunner:
     options = ["--device", "cuda", "--load-format", "dummy", "--max-model-len", "8192"]
     options += ["--max-num-seqs", str(a.slots), "--max-num-batched-tokens", "16384"]
+    options += ["--kvcache-block-size", str(a.block_size)]
     options += ["--enforce-eager"] if a.eager else []
     config = parse(["--model", a.model, *options])
     runner = build.make_runner(config, build.load_model(config))
@@ -177,7 +179,8 @@ def main() -> None:
     """Measures; JSON last."""
     a = _arguments()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    ops.DEPENDENT_LAUNCH = not a.no_pdl
+    if a.no_pdl:
+        ops.DEPENDENT_ROWS = 0
     print(json.dumps({"roofline": roofline()}), flush=True)
     torch.cuda.empty_cache()
     began = time.perf_counter()
@@ -194,8 +197,8 @@ def main() -> None:
         figures[f"tpot_ms_b{batch}"], figures[f"device_ms_b{batch}"] = round(wall, 4), round(device, 4)
         figures[f"host_us_b{batch}"] = round(host)
         print(json.dumps(figures), flush=True)
-    if a.trace:
-        _trace(engine, [prompt(128) for _ in range(a.batches[-1])], a.trace)
+        if a.trace:
+            _trace(engine, [prompt(128) for _ in range(batch)], f"{a.trace}-b{batch}.txt")
     long = [prompt(8000) for _ in range(3)]
     engine.reset()
     engine.run([long[0]], [1])

@@ -11,6 +11,11 @@ from gpu_worker.errors import ConfigError
 
 _SOCKET = "workers.ipc"
 _MAX_SLOTS = 1 << 16
+# What is not given. Blocks of 64 positions: from there on attention on a GPU reads them by bulk copies.
+_DEFAULTS = {
+    "cpu": {"max_num_seqs": 64, "max_num_batched_tokens": 2048, "kvcache_block_size": 16},
+    "cuda": {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "kvcache_block_size": 64},
+}
 
 _EPILOG = """\
 A worker holds one copy of a model and does what the scheduler's plans say. It dials the scheduler for as
@@ -56,6 +61,10 @@ def parse(arguments: list[str]) -> WorkerConfig:
     a = _parser().parse_args(arguments)
     if a.tensor_parallel_size != 1:
         raise ConfigError(f"--tensor-parallel-size {a.tensor_parallel_size}: only 1 is offered so far")
+    device = _device(a.device)
+    for name, value in _DEFAULTS[device].items():
+        if getattr(a, name) is None:
+            setattr(a, name, value)
     if a.max_num_seqs > _MAX_SLOTS:
         raise ConfigError(f"--max-num-seqs {a.max_num_seqs}: at most {_MAX_SLOTS}")
     if a.max_num_batched_tokens < a.max_num_seqs:
@@ -65,7 +74,6 @@ def parse(arguments: list[str]) -> WorkerConfig:
         )
     if a.kvcache_block_size & (a.kvcache_block_size - 1):
         raise ConfigError(f"--kvcache-block-size {a.kvcache_block_size}: not a power of two")
-    device = _device(a.device)
     dtype = ("float32" if device == "cpu" else "bfloat16") if a.dtype == "auto" else a.dtype
     return WorkerConfig(
         model=a.model,
@@ -131,12 +139,12 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="dummy: random weights, for benchmarks; only config.json and the tokenizer are read [auto]",
     )
-    add("--max-num-seqs", type=_count, default=64, metavar="N", help="sequences that run at a time [64]")
-    add("--max-num-batched-tokens", type=_count, default=2048, metavar="N", help="tokens of one step [2048]")
+    add("--max-num-seqs", type=_count, metavar="N", help="sequences that run at a time [64; GPU 256]")
+    add("--max-num-batched-tokens", type=_count, metavar="N", help="tokens of one step [2048; GPU 8192]")
     add(
         "--max-model-len", type=_count, metavar="N", help="tokens of a sequence [what the model was made for]"
     )
-    add("--kvcache-block-size", type=_count, default=16, metavar="N", help="tokens of a cache block [16]")
+    add("--kvcache-block-size", type=_count, metavar="N", help="tokens of a cache block [16; GPU 64]")
     add(
         "--num-kvcache-blocks", type=_count, metavar="N", help="blocks of the cache [at most 2 GiB of memory]"
     )

@@ -48,7 +48,7 @@ class TritonAttention:
         rows: Rows = context.work
         keys, values = context.cache[layer]
         places, positions = rows.places, rows.positions
-        pdl = ops.DEPENDENT_LAUNCH and ops.few(qkv)
+        pdl = ops.early(qkv)
         q = qk_rope_kv(
             *(qkv, norm.q, norm.k, norm.eps, context.rotary, positions, places, keys, values), pdl=pdl
         )
