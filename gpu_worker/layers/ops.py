@@ -10,7 +10,7 @@ from baton_kernels import reference
 # Up to so many rows, on CUDA, fused products beat cuBLAS with kernels between (H200, Qwen3-0.6B: 1 row 0.89
 # against 1.55 ms a token, 4 rows 1.50 against 1.42).
 FEW_ROWS = 2
-# Up to so many rows our kernels are launched before those that they depend on are through (H200, Qwen3-0.6B: 1
+# Up to so many rows our kernels are launched before those they depend on are through (H200, Qwen3-0.6B: 1
 # row 0.89 against 1.07 ms a token, 64 rows 1.86 against 1.87, 256 rows 3.95 against 3.89). 0 turns it off.
 DEPENDENT_ROWS = 64
 
