@@ -4,6 +4,7 @@ PYTHON ?= python3# any Python from 3.11 on, used to make the environments
 JOBS   ?= 2#       test processes
 SEEDS  ?= 1000#    simulated incidents
 MODEL  ?=#         a checkpoint folder or hub id; unset: the demo model in demo/
+RESULTS ?= $(lastword $(sort $(wildcard bench/results/*-gpu-engines.json)))# what is drawn
 ARGS   ?=#         more arguments for test, demo, up, bench and sim
 
 BIN       := .venv/bin
@@ -12,13 +13,17 @@ PROTO_PY  := .venv-proto/bin/python
 READY     := .venv/.ready
 PROTOGEN  := .venv-proto/.ready
 MODEL_ARG := $(if $(strip $(MODEL)),--model '$(strip $(MODEL))')
+# A Python that was named has what is needed itself (a GPU machine's, say): nothing is set up for it.
+NEEDS     := $(if $(filter command line,$(origin PY)),,$(READY))
+ROOTS     := $(CURDIR):$(CURDIR)/proto:$(CURDIR)/kernels:$(CURDIR)/clients:$(CURDIR)/sim
+GPU_ENV   := PYTHONPATH="$(ROOTS):$$PYTHONPATH" PYTHONUNBUFFERED=1
 PIP       := -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test check lint types imports api stubs fix proto baseline bench sim clean
+.PHONY: help setup demo up down test check lint types imports api stubs fix proto baseline bench bench-gpu test-gpu plot sim clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  \033[1mmake %-9s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1mmake %-10s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Make the environment .venv with everything in it
 
@@ -67,6 +72,16 @@ bench: $(READY) ## Measure scheduler cost, throughput and streaming
 	$(PY) bench/scheduler.py $(ARGS)
 	$(PY) bench/throughput.py $(ARGS)
 	$(PY) bench/streaming.py $(ARGS)
+
+bench-gpu: $(NEEDS) ## Measure Baton beside vLLM on this machine's GPU [VLLM_SITE=dir PY=python3]
+	$(GPU_ENV) $(PY) bench/gpu.py $(ARGS)
+
+test-gpu: $(NEEDS) ## Run the tests that need a GPU, kernels at full size among them [PY=python3]
+	$(GPU_ENV) $(PY) -m pytest -q -p no:xdist -o addopts=--import-mode=importlib \
+		-o python_files='check_*.py gpu_*.py' tests/kernels/device $(wildcard tests/gpu) $(ARGS)
+
+plot: $(READY) ## Draw a result of bench-gpu for the README [RESULTS=file]
+	$(PY) bench/plot.py $(RESULTS) docs/speed.png
 
 sim: $(READY) ## Run the production core against a hostile network [SEEDS=1000]
 	$(PY) -m baton_sim --seeds $(strip $(SEEDS)) $(ARGS)

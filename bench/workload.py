@@ -14,6 +14,7 @@ class Request:
     token_ids: list[int]
     max_tokens: int
     arrival_s: float
+    temperature: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
