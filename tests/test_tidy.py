@@ -172,7 +172,7 @@ print(*sorted({{"torch", "transformers", "triton"}} & sys.modules.keys()))
 def make_targets() -> dict[str, bool]:
     """Targets that a person may ask for, and whether `make help` describes them."""
     makefile = (ROOT / "Makefile").read_text()
-    return {m[1]: "## " in m[2] for m in re.finditer(r"^([a-z]+):(.*)$", makefile, re.MULTILINE)}
+    return {m[1]: "## " in m[2] for m in re.finditer(r"^([a-z-]+):(.*)$", makefile, re.MULTILINE)}
 
 
 def test_every_make_target_is_described_and_phony():
