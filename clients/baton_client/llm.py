@@ -37,8 +37,8 @@ class LLM:
 
     model: a checkpoint folder in Hugging Face's layout, or a hub id. The other arguments are nano-vLLM's:
     limits in tokens, sequences and blocks; `num_kvcache_blocks` -1 takes what fits; `max_model_len` is capped
-    by the model's own. Besides: `device` and `dtype` of the worker, and how long it may take to start. Raises
-    StackError if the stack cannot start.
+    by the model's own. Besides, options of the worker (`load_format` "dummy": random weights, for
+    measurements), and how long it may take to start. Raises StackError if the stack cannot start.
     """
 
     def __init__(
@@ -55,6 +55,8 @@ class LLM:
         num_kvcache_blocks: int = -1,
         device: str = "auto",
         dtype: str = "auto",
+        load_format: str = "auto",
+        attention_backend: str = "auto",
         startup_timeout_s: float = 600.0,
     ) -> None:
         path = Path(model).expanduser()
@@ -67,6 +69,8 @@ class LLM:
             *("--kvcache-block-size", str(kvcache_block_size)),
             *("--device", device),
             *("--dtype", dtype),
+            *("--load-format", load_format),
+            *("--attention-backend", attention_backend),
         ]
         if num_kvcache_blocks != -1:
             worker_args += ["--num-kvcache-blocks", str(num_kvcache_blocks)]
