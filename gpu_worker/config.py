@@ -53,6 +53,8 @@ class WorkerConfig:
     load_timeout_s: float
     warmup_timeout_s: float
     step_timeout_s: float
+    trace_dir: Path | None
+    trace_steps: int
     log_level: str
 
 
@@ -94,6 +96,8 @@ def parse(arguments: list[str]) -> WorkerConfig:
         load_timeout_s=a.load_timeout_s,
         warmup_timeout_s=a.warmup_timeout_s,
         step_timeout_s=a.step_timeout_s,
+        trace_dir=a.trace_dir,
+        trace_steps=a.trace_steps,
         log_level=a.log_level,
     )
 
@@ -173,6 +177,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--load-timeout-s", type=_seconds, default=1800.0, metavar="S", help="to read the weights [1800]")
     add("--warmup-timeout-s", type=_seconds, default=600.0, metavar="S", help="to warm up [600]")
     add("--step-timeout-s", type=_seconds, default=300.0, metavar="S", help="for one step [300]")
+    add("--trace-dir", type=Path, metavar="DIR", help="SIGUSR1 traces the device there for some steps")
+    add("--trace-steps", type=_count, default=200, metavar="N", help="steps of a trace [200]")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="[info]")
     return parser
 

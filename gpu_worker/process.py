@@ -14,6 +14,7 @@ from baton_wire.worker_session import Refused, WorkerSession
 from gpu_worker import build
 from gpu_worker.config import WorkerConfig
 from gpu_worker.errors import CheckpointError, ConfigError, WorkerError
+from gpu_worker.tracer import Tracer
 from gpu_worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -80,14 +81,20 @@ def _run(config: WorkerConfig) -> int:
 
     session = WorkerSession(config.endpoint, build.hello(config, loaded, runner.limits, digest), reset)
     log.info("dialling %s group=%s", config.endpoint, config.group)
-    serve(session, runner, watchdog, config.step_timeout_s, stop)
+    tracer = Tracer(config.trace_dir, config.trace_steps)
+    serve(session, runner, watchdog, config.step_timeout_s, stop, tracer)
     session.leave()
     log.info("left")
     return 0
 
 
 def serve(
-    session: WorkerSession, runner: build.AnyRunner, watchdog: Watchdog, step_timeout_s: float, stop: _Stop
+    session: WorkerSession,
+    runner: build.AnyRunner,
+    watchdog: Watchdog,
+    step_timeout_s: float,
+    stop: _Stop,
+    tracer: Tracer,
 ) -> None:
     """The loop: plans in, results out, until asked to stop; across sessions, each with a fresh table."""
     epoch = 0
@@ -98,6 +105,7 @@ def serve(
             if epoch:
                 log.info("session epoch=%d", epoch)
         for plan in plans:
+            tracer.before_step()
             with watchdog.phase(f"step {plan.step}", step_timeout_s):
                 runner.submit(plan)
             _reply(session, runner)  # at once: the core sends the next plan while this one's successor runs

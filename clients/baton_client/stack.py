@@ -106,6 +106,11 @@ class Stack:
             if code is not None:
                 raise StackError(part.obituary(code), exit_code=code if 0 < code < 126 else 70)
 
+    def signal_workers(self, number: signal.Signals) -> None:
+        """Send a signal to every worker."""
+        for part in self._parts[1:]:
+            part.signal(number)
+
     def stop(self, *, drain: bool = True) -> None:
         """Stop everything: the scheduler first, whose running streams finish if `drain`, then the workers."""
         patience_s = self._options.drain_s if drain else 5.0
