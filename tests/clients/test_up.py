@@ -12,7 +12,9 @@ import time
 import pytest
 
 from baton_client import Client, Sampling, Stack, StackError, StackOptions
+from baton_client.cli.up import _WORKER_OPTIONS
 from demo.corpus import load_pairs
+from gpu_worker.config import _parser
 from tests.clients.command import (
     DEMO_MODEL,
     ROOT,
@@ -171,3 +173,11 @@ def test_two_workers_serve_one_model():
         assert client.model().ready_groups == 2
         run_dir = stack.run_dir
     assert not run_dir.exists()
+
+
+def test_the_workers_options_are_passed_through_by_their_own_names():
+    """All but those that say where it meets the scheduler, its patience, and tools of who runs it by hand."""
+    own = {option for action in _parser()._actions for option in action.option_strings}
+    by_hand = {"--model", "--run-dir", "--connect", "--group", "--threads", "--trace-dir", "--trace-steps"}
+    rest = {option for option in own if not option.endswith("-timeout-s")} - by_hand
+    assert rest - {"-h", "--help", "--log-level"} == {*_WORKER_OPTIONS, "--enforce-eager"}
