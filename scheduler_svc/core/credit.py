@@ -1,9 +1,11 @@
 """How many plans may be on their way to a group: enough that its queue never runs dry, and no more.
 
-Besides the plan that executes, queued work is bounded to about a millisecond by the execution times that
-results report, since all of it delays a new arrival; but at least one plan is queued, or a device would
-idle for a round trip in every step. Never more than 8 in all.
+Besides the plan that executes, just as many are queued as cover a millisecond, by the execution times that
+results report: less, and a device idles whenever a round trip takes longer than that; more, and a new arrival
+waits longer. Never more than 8 in all.
 """
+
+import math
 
 MAX_PLANS = 8
 QUEUED_US = 1000
@@ -23,5 +25,5 @@ class Credit:
     @property
     def plans(self) -> int:
         """Plans that may be in flight, the executing one included: 2 to 8."""
-        queued = int(QUEUED_US / max(self._exec_us, 1.0))
+        queued = math.ceil(QUEUED_US / max(self._exec_us, 1.0))
         return 1 + min(max(queued, 1), MAX_PLANS - 1)
