@@ -3,12 +3,14 @@
 usage: python -m bench.idle_gaps MODEL_DIR [--batches 1 256] [--traces DIR] [--worker='--max-model-len 8192']
 
 Scheduler, front-end and worker run as processes; the client is here, over one gRPC mux stream. Once decode is
-steady, the time per token is taken without tracing; then the worker traces some steps (`--trace-dir`). In
-the trace, spans of kernels and copies are united (launches ahead make them overlap), the first fifth and
-the last tenth left out, where tracing starts and stops. What no span covers is idle:
+steady, the worker traces some steps (`--trace-dir`); the time per token is taken before and after, without
+tracing, so that their mean belongs to the length that sequences have in the trace. In the trace, spans of
+kernels and copies are united (launches ahead make them overlap), the first fifth and the last tenth left
+out, where tracing starts and stops. In percent of the wall time:
 
-  idle      all of it, with the moments between two kernels of a captured graph
-  starved   of it, gaps of more than 5 µs: the queue was dry, the host was late
+  idle       what no span covers, the moments between two kernels of a captured graph included
+  starved    of it, gaps of more than 5 µs: the queue was dry, the host was late
+  untraced   what the spans of a step do not cover of a step without tracing, which makes the host slower
 
 MODEL_DIR holds config.json and a tokenizer; weights are random. JSON last.
 """
@@ -27,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from baton_client import AsyncClient, BatonError, Delta, Sampling, Stack, StackOptions
+from baton_client import AsyncClient, AsyncMux, BatonError, Delta, Finish, Sampling, Stack, StackOptions
 
 STARVED_US = 5.0
 _SPANS = {"kernel", "gpu_memcpy", "gpu_memset"}
@@ -95,33 +97,42 @@ def summary(spans: list[Span]) -> dict[str, Any]:
 
 
 async def _watch(stack: Stack, batch: int, traces: Path) -> tuple[float, Path]:
-    """Decodes until a trace is there: milliseconds per token without tracing, and the trace."""
+    """Decodes around a trace: milliseconds per token without it, and the trace."""
     known = set(traces.glob("trace-*.json"))
     draw = random.Random(batch)
-    tokens, started = 0, 0.0
-    ms_per_token: float | None = None
     async with AsyncClient(stack.address) as client:
         limit = (await client.model()).max_model_len - _PROMPT
         async with client.mux() as mux:
             for number in range(batch):
                 prompt = [draw.randrange(2, _VOCABULARY) for _ in range(_PROMPT)]
                 mux.start(number, prompt, Sampling(temperature=0.0, max_tokens=limit, ignore_eos=True))
-            async for events in mux:
-                now = time.perf_counter()
-                for _, event in events:
-                    if isinstance(event, BatonError):
-                        raise event
-                    tokens += len(event.token_ids) if isinstance(event, Delta) else 0
-                if not started:
-                    if tokens >= _SETTLE * batch:
-                        started, before = now, tokens
-                elif ms_per_token is None:
-                    if tokens - before >= _WATCH * batch:
-                        ms_per_token = (now - started) / (tokens - before) * batch * 1e3
-                        stack.signal_workers(signal.SIGUSR1)
-                elif new := set(traces.glob("trace-*.json")) - known:
-                    return ms_per_token, new.pop()
-    raise BatonError(f"the requests ended before a trace was there: their limit is {limit} tokens")
+            before = await _ms_per_token(mux, batch)
+            stack.signal_workers(signal.SIGUSR1)
+            while not (new := set(traces.glob("trace-*.json")) - known):
+                await _tokens(mux)
+            return (before + await _ms_per_token(mux, batch)) / 2, new.pop()
+
+
+async def _ms_per_token(mux: AsyncMux, batch: int) -> float:
+    """Milliseconds per token of each request, once some have settled."""
+    settled = 0
+    while settled < _SETTLE * batch:
+        settled += await _tokens(mux)
+    tokens, started = 0, time.perf_counter()
+    while tokens < _WATCH * batch:
+        tokens += await _tokens(mux)
+    return (time.perf_counter() - started) / tokens * batch * 1e3
+
+
+async def _tokens(mux: AsyncMux) -> int:
+    """The number that came with the next message."""
+    events = [event for _, event in await anext(mux)]
+    for event in events:
+        if isinstance(event, BatonError):
+            raise event
+        if isinstance(event, Finish):
+            raise BatonError("a request ended at the model's length before all was measured")
+    return sum(len(event.token_ids) for event in events if isinstance(event, Delta))
 
 
 def main() -> int:
@@ -137,7 +148,9 @@ def main() -> int:
             for batch in a.batches:
                 ms_per_token, path = asyncio.run(_watch(stack, batch, traces))
                 found = summary(spans_of(json.loads(path.read_text()), kinds))
+                busy = found["step_ms"] * (1 - found["idle_percent"] / 100)
                 found["untraced_ms_per_token"] = round(ms_per_token, 4)
+                found["untraced_percent"] = round(100 * (1 - busy / ms_per_token), 2)
                 results["batches"][batch] = found
                 print(f"batch {batch}: {json.dumps(found)}", file=sys.stderr, flush=True)
             stack.stop(drain=False)
