@@ -18,10 +18,11 @@ from torch import Tensor
 from baton_kernels.launch import INTERPRETED, dependent, describe, machine, wait_upstream
 from baton_kernels.tiles import DecodeTile, tiles
 
-CHUNK = 256  # positions; part of what a row's bits depend on
-FEW_ROWS = 16  # up to so many rows chunks are shorter, lest most of the machine have nothing to do …
-CHUNK_OF_FEW = 128  # … unless rows are to have the same bits in any batch
-FEWER_ROWS = 2  # up to so many rows time is latency, and larger tiles have less of it
+# Positions of a chunk by the number of rows in a step: chunks are short where most of the machine would have
+# nothing to do, long where there is work for all: each of several chunks costs a partial result.
+CHUNKS = ((16, 128), (48, 256))  # (up to so many rows, positions)
+CHUNK = 512  # with more rows
+FEW_ROWS = CHUNKS[0][0]  # up to so many rows time is latency: larger tiles
 MAX_ROWS = 1 << 12
 _LOG2_E = 1.4426950408889634
 _NULL_SCORE = tl.constexpr(-1e30)  # of a row that sees nothing yet: finite, so that differences are numbers
@@ -60,11 +61,8 @@ class DecodeWork:
         `chunk` (say, CHUNK) makes a row's bits the same in a batch of any size.
         """
         assert rows <= MAX_ROWS
-        few = rows if chunk is not None else min(rows, FEW_ROWS)
-        most = max(
-            rows * triton.cdiv(max_length, chunk or CHUNK),
-            few * triton.cdiv(max_length, chunk or CHUNK_OF_FEW),
-        )
+        classes = ((rows, chunk),) if chunk is not None else (*CHUNKS, (rows, CHUNK))
+        most = max(min(rows, bound) * triton.cdiv(max_length, positions) for bound, positions in classes)
 
         def numbers(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=device)
@@ -81,7 +79,7 @@ class DecodeWork:
 
     def chunk_for(self, rows: int) -> int:
         """Positions of a chunk in a step of so many rows."""
-        return self.chunk or (CHUNK_OF_FEW if rows <= FEW_ROWS else CHUNK)
+        return self.chunk or next((positions for bound, positions in CHUNKS if rows <= bound), CHUNK)
 
 
 @triton.jit
@@ -360,7 +358,7 @@ def decode_attention(
         if head_dim > 128 or work.chunk is not None or rows > FEW_ROWS:
             tile = table.decode_for(block_size, head_dim)
         else:
-            tile = table.decode_few if rows <= FEWER_ROWS else table.decode
+            tile = table.decode
     out = torch.empty_like(q) if out is None else out
     pdl = dependent(pdl, q.device)
     group = heads // kv_heads

@@ -39,7 +39,6 @@ class Tiles:
     """All of one architecture. `bulk`: in order of preference, where a cache block holds whole iterations."""
 
     decode: DecodeTile
-    decode_few: DecodeTile  # for steps of one or two rows
     decode_wide: DecodeTile  # for heads wider than 128
     prefill: PrefillTile
     prefill_wide: PrefillTile  # for heads wider than 128
@@ -61,7 +60,6 @@ class Tiles:
 
 _SMALL_SHARED_MEMORY = Tiles(  # 100 KiB of it per multiprocessor instead of 164 and more
     decode=DecodeTile(32, 4, 3, 2),
-    decode_few=DecodeTile(32, 4, 3, 2),
     decode_wide=DecodeTile(32, 8, 3, 1),
     prefill=PrefillTile(128, 32, 8, 2),
     prefill_wide=PrefillTile(64, 32, 8, 1),
@@ -70,16 +68,14 @@ _SMALL_SHARED_MEMORY = Tiles(  # 100 KiB of it per multiprocessor instead of 164
 _TABLE = {
     80: Tiles(
         decode=DecodeTile(64, 4, 3, 2),
-        decode_few=DecodeTile(64, 4, 3, 2),
-        decode_wide=DecodeTile(32, 4, 3, 2),
+        decode_wide=DecodeTile(32, 8, 3, 1),
         prefill=PrefillTile(128, 64, 8, 2),
         prefill_wide=PrefillTile(64, 32, 8, 2),
     ),
     86: _SMALL_SHARED_MEMORY,
     89: _SMALL_SHARED_MEMORY,
     90: Tiles(  # measured on an H200, see bench/results
-        decode=DecodeTile(64, 2, 3, 4),
-        decode_few=DecodeTile(128, 4, 3, 2),
+        decode=DecodeTile(64, 2, 3, 4, described=True),
         decode_wide=DecodeTile(32, 4, 3, 2),
         prefill=PrefillTile(128, 128, 8, 2),
         prefill_wide=PrefillTile(64, 32, 8, 2),
