@@ -6,6 +6,7 @@ Imports no gRPC and no torch. Ends when told by SIGTERM, or when its parent is g
 """
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -41,6 +42,8 @@ class CoreProcess:
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the supervisor
         signal.signal(signal.SIGUSR1, self._ask_dump)
+        gc.collect()
+        gc.freeze()  # what is here stays: a collection that looked at it all would hold up every group
         next_tick = 0.0
         while not self._stopping and os.getppid() == self._parent:
             wait([self._workers, self._frontends], TICK_S)
