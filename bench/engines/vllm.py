@@ -10,6 +10,7 @@ from bench.workload import Request
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # it would compile kernels for minutes
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
 class Vllm:
@@ -30,7 +31,7 @@ class Vllm:
         self._next = 0
 
     def serve(self, requests: list[Request]) -> list[list[float]]:
-        """See `Engine.serve`. Arrivals are looked at between steps; idle, it waits for the next."""
+        """See `Engine.serve`. Arrivals are looked at between steps, so one waits a step at most for that."""
         engine, kind = self._llm.llm_engine, self._output_kind(requests)
         order = sorted(range(len(requests)), key=lambda i: requests[i].arrival_s)
         times: list[list[float]] = [[] for _ in requests]
