@@ -1,8 +1,11 @@
 """The slot table: all state of sequences that a worker keeps, indexed by slot and persistent on the device.
 
 Plans change it, sampling advances it. What only plans decide (how many blocks a slot has been given, its stop
-ids) is also known on the host, so nothing here ever waits for the device.
+ids) is also known on the host, so nothing here ever waits for the device. All columns lie in one tensor of
+words: a plan's changes are pairs (where, what), however many columns they touch, and one operation makes them.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +20,43 @@ from baton_wire.state import Occupancy, state_hash
 from gpu_worker.attention.interface import Numbers
 from gpu_worker.errors import PlanError
 
+_WORD = np.dtype(np.int32)
+_ALIGNED_WORDS = 64  # columns begin at multiples of this: kernels read in vectors
+
+# All columns that an admission sets.
+_RECORD = np.dtype(
+    [
+        ("occupancy", "<i8"),
+        ("mode", "<i8"),
+        ("length", "<i8"),
+        ("admitted", "<i8"),
+        ("last_token", "<i8"),
+        ("max_length", "<i8"),
+        ("min_length", "<i8"),
+        ("seed", "<u8"),
+        ("top_k", "<i8"),
+        ("stop_ids", "<i8", (MAX_STOP_IDS,)),
+        ("temperature", "<f4"),
+        ("top_p", "<f4"),
+        ("min_p", "<f4"),
+    ]
+)
+_RECORD_WORDS = {name: _RECORD[name].itemsize // _WORD.itemsize for name in _RECORD.names or ()}
+_ADMITTED_AS_SENT = ("mode", "max_length", "min_length")
+_SAMPLING_AS_SENT = ("seed", "top_k", "temperature", "top_p", "min_p")
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Words of the table that a plan sets. A word that is named twice gets the same value both times."""
+
+    where: list[Numbers]  # indices of `SlotTable.words`
+    what: list[NDArray[np.int32]]
+    fresh: Numbers  # blocks that will be written anew
+
+    def __len__(self) -> int:
+        return sum(map(len, self.what))
+
 
 class SlotTable:
     """Columns [slots, …]. A row is meaningful while its occupancy is not FREE."""
@@ -24,25 +64,38 @@ class SlotTable:
     def __init__(
         self, slots: int, blocks_per_slot: int, block_size: int, null_block: int, device: torch.device
     ) -> None:
-        def column(value: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.full((slots, *shape), value, dtype=dtype, device=device)
+        sizes = _RECORD_WORDS | {"block_table": blocks_per_slot}
+        self._first, end = {}, 0
+        for name, size in sizes.items():
+            self._first[name] = end
+            end += -(-slots * size // _ALIGNED_WORDS) * _ALIGNED_WORDS
+        self.words = torch.zeros(end, dtype=torch.int32, device=device)
+
+        def column(name: str, value: float, dtype: torch.dtype, *shape: int) -> Tensor:
+            first = self._first[name]
+            words = self.words[first : first + slots * sizes[name]]
+            return words.view(dtype).view(slots, *shape).fill_(value)
 
         self.block_size = block_size
         self.null_block = null_block
-        self.block_table = column(null_block, blocks_per_slot, dtype=torch.int32)
-        self.length = column(0)  # positions in the cache
-        self.occupancy = column(Occupancy.FREE)
-        self.mode = column(Mode.AUTO)
-        self.admitted = column(0)  # step of the latest admission
-        self.last_token = column(-1)
-        self.max_length = column(0)
-        self.min_length = column(0)
-        self.stop_ids = column(-1, MAX_STOP_IDS)
-        self.seed = column(0)
-        self.temperature = column(0, dtype=torch.float32)
-        self.top_p = column(1, dtype=torch.float32)
-        self.min_p = column(0, dtype=torch.float32)
-        self.top_k = column(0)
+        self.block_table = column("block_table", null_block, torch.int32, blocks_per_slot)
+        self.length = column("length", 0, torch.int64)  # positions in the cache
+        self.occupancy = column("occupancy", Occupancy.FREE, torch.int64)
+        self.mode = column("mode", Mode.AUTO, torch.int64)
+        self.admitted = column("admitted", 0, torch.int64)  # step of the latest admission
+        self.last_token = column("last_token", -1, torch.int64)
+        self.max_length = column("max_length", 0, torch.int64)
+        self.min_length = column("min_length", 0, torch.int64)
+        self.stop_ids = column("stop_ids", -1, torch.int64, MAX_STOP_IDS)
+        self.seed = column("seed", 0, torch.int64)
+        self.temperature = column("temperature", 0, torch.float32)
+        self.top_p = column("top_p", 1, torch.float32)
+        self.min_p = column("min_p", 0, torch.float32)
+        self.top_k = column("top_k", 0, torch.int64)
+        # of each word of a record: where slot 0 has it, and how much further each next slot does
+        counts = np.array([*_RECORD_WORDS.values()])
+        self._record_first = np.concatenate([self._first[n] + np.arange(c) for n, c in _RECORD_WORDS.items()])
+        self._record_stride = counts.repeat(counts)
         self._blocks = np.zeros(slots, np.int64)  # blocks given to each slot since its admission
         self._cached = np.zeros(slots, np.int64)  # its length at admission
         self._random = np.zeros(slots, np.bool_)  # whether its temperature is above 0
@@ -56,16 +109,53 @@ class SlotTable:
         self.occupancy.fill_(Occupancy.FREE)
 
     def apply(self, plan: Plan) -> Tensor | None:
-        """Releases, admissions and block appends. Returns the blocks that will be written anew, if any.
+        """Makes the plan's changes, on CPU. Returns the blocks that will be written anew, if any.
 
-        Raises `PlanError` for slots or blocks that do not exist.
+        Raises as `changes`.
+        """
+        changes = self.changes(plan)
+        if len(changes):
+            self.block_table.numpy()[plan.admissions["slot"]] = self.null_block
+            self.words.numpy()[np.concatenate(changes.where)] = np.concatenate(changes.what)
+        return torch.from_numpy(changes.fresh) if len(changes.fresh) else None
+
+    def changes(self, plan: Plan, *, prompts: bool = False) -> Changes:
+        """What releases, admissions and block appends set; the blocks count as given from here on.
+
+        `prompts`: the lengths that the chunks' slots will have are set as well. Raises `PlanError` for slots
+        or blocks that do not exist.
         """
         self._check(plan)
+        where: list[Numbers] = []
+        what: list[NDArray[np.int32]] = []
+        fresh = np.empty(0, np.int64)
+
+        def set_words(first: Numbers, values: NDArray[np.generic]) -> None:
+            """Each of the values, [n], at the words from its `first` on."""
+            words = values.view(_WORD)
+            where.append((first[:, None] + np.arange(len(words) // max(1, len(first)))).reshape(-1))
+            what.append(words)
+
+        admitted = plan.admissions["slot"].astype(np.int64)
         if len(plan.releases):
-            self.occupancy[self._rows(plan.releases)] = Occupancy.FREE
-        if len(plan.admissions):
-            self._admit(plan)
-        return self._append(plan) if len(plan.appends) else None
+            released = plan.releases.astype(np.int64)
+            if len(admitted):  # of a slot that is given away again in this plan, the admission counts
+                released = np.setdiff1d(released, admitted)
+            set_words(self._first["occupancy"] + 2 * released, np.full(len(released), Occupancy.FREE, np.int64))
+        records = self._records(plan) if len(admitted) else np.empty(0, _RECORD)
+        if prompts:
+            slots, lengths = (plan.chunks[name].astype(np.int64) for name in ("slot", "start"))
+            lengths += plan.chunks["count"]
+            record, chunk = (admitted[:, None] == slots).nonzero()
+            records["length"][record] = lengths[chunk]
+            set_words(self._first["length"] + 2 * slots, lengths)
+        if len(admitted):
+            where.append((self._record_first + admitted[:, None] * self._record_stride).reshape(-1))
+            what.append(records.view(_WORD))
+        if len(plan.appends):
+            places, blocks, fresh = self._append(plan)
+            set_words(self._first["block_table"] + places, blocks)
+        return Changes(where, what, fresh)
 
     def _check(self, plan: Plan) -> None:
         for name, slots in (
@@ -84,50 +174,35 @@ class SlotTable:
         if plan.row_bound > len(self):
             raise PlanError(f"step {plan.step}: row bound {plan.row_bound}, there are {len(self)} slots")
 
-    def _rows(self, values: NDArray[np.generic], dtype: type[np.generic] = np.int64) -> Tensor:
-        """A plan's column on the device."""
-        return torch.from_numpy(values.astype(dtype)).to(self._device)
-
-    def _admit(self, plan: Plan) -> None:
+    def _records(self, plan: Plan) -> NDArray[np.void]:
+        """_RECORD of each admission."""
         admissions = plan.admissions
-        slots = self._rows(admissions["slot"])
-        self.occupancy[slots] = Occupancy.PREFILL
-        self.admitted[slots] = plan.step
-        self.last_token[slots] = -1
-        self.block_table[slots] = self.null_block
-        for column, name in (
-            (self.mode, "mode"),
-            (self.length, "cached"),
-            (self.max_length, "max_length"),
-            (self.min_length, "min_length"),
-        ):
-            column[slots] = self._rows(admissions[name])
-        sampling = admissions["sampling"]
-        self.seed[slots] = self._rows(sampling["seed"])  # astype keeps the bits
-        self.top_k[slots] = self._rows(sampling["top_k"])
-        for column, name in (
-            (self.temperature, "temperature"),
-            (self.top_p, "top_p"),
-            (self.min_p, "min_p"),
-        ):
-            column[slots] = self._rows(sampling[name], np.float32)
-        self.stop_ids[slots] = self._rows(_ragged(plan.stop_ids, admissions["stops"].astype(np.int64)))
-        self._blocks[admissions["slot"]] = 0
-        self._cached[admissions["slot"]] = admissions["cached"]
-        self._random[admissions["slot"]] = sampling["temperature"] > 0
+        sampling, slots = admissions["sampling"], admissions["slot"]
+        records = np.empty(len(admissions), _RECORD)
+        records["occupancy"], records["admitted"], records["last_token"] = Occupancy.PREFILL, plan.step, -1
+        records["length"] = admissions["cached"]
+        for name in _ADMITTED_AS_SENT:
+            records[name] = admissions[name]
+        for name in _SAMPLING_AS_SENT:
+            records[name] = sampling[name]
+        records["stop_ids"] = _ragged(plan.stop_ids, admissions["stops"].astype(np.int64))
+        self._blocks[slots] = 0
+        self._cached[slots] = admissions["cached"]
+        self._random[slots] = sampling["temperature"] > 0
+        return records
 
-    def _append(self, plan: Plan) -> Tensor | None:
-        """Blocks go to the end of their slots' rows; those behind a slot's cached prefix are returned."""
+    def _append(self, plan: Plan) -> tuple[Numbers, NDArray[np.int32], Numbers]:
+        """(places in the block table, flattened; blocks that go there; those behind a slot's cached prefix)."""
         order = np.argsort(plan.appends["slot"], kind="stable")
         slots = plan.appends["slot"][order].astype(np.int64)
         blocks = plan.appends["block"][order].astype(np.int64)
         places = self._blocks[slots] + np.arange(len(slots)) - np.searchsorted(slots, slots)
-        if places.max() >= self.block_table.shape[1]:
+        width = self.block_table.shape[1]
+        if places.max() >= width:
             raise PlanError(f"step {plan.step}: slot {slots[places.argmax()]} gets block {places.max() + 1}")
         self._blocks[slots] = places + 1  # the last of a slot's assignments counts
-        self.block_table[self._rows(slots), self._rows(places)] = self._rows(blocks, np.int32)
         fresh = blocks[places * self.block_size >= self._cached[slots]]
-        return self._rows(fresh) if len(fresh) else None
+        return slots * width + places, blocks.astype(np.int32), fresh
 
     def sampling(self, slots: Numbers) -> reference.SamplingRows | None:
         """Parameters of these slots' next tokens, None where all are greedy."""
