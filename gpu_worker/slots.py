@@ -2,7 +2,7 @@
 
 Plans change it, sampling advances it. What only plans decide (how many blocks a slot has been given, its stop
 ids) is also known on the host, so nothing here ever waits for the device. All columns lie in one tensor of
-words: a plan's changes are pairs (where, what), however many columns they touch, and one operation makes them.
+words: whatever a plan changes is a list of pairs (where, what), and one operation makes all of it.
 """
 
 from dataclasses import dataclass
@@ -141,7 +141,9 @@ class SlotTable:
             released = plan.releases.astype(np.int64)
             if len(admitted):  # of a slot that is given away again in this plan, the admission counts
                 released = np.setdiff1d(released, admitted)
-            set_words(self._first["occupancy"] + 2 * released, np.full(len(released), Occupancy.FREE, np.int64))
+            set_words(
+                self._first["occupancy"] + 2 * released, np.full(len(released), Occupancy.FREE, np.int64)
+            )
         records = self._records(plan) if len(admitted) else np.empty(0, _RECORD)
         if prompts:
             slots, lengths = (plan.chunks[name].astype(np.int64) for name in ("slot", "start"))
@@ -192,7 +194,7 @@ class SlotTable:
         return records
 
     def _append(self, plan: Plan) -> tuple[Numbers, NDArray[np.int32], Numbers]:
-        """(places in the block table, flattened; blocks that go there; those behind a slot's cached prefix)."""
+        """(places in the flattened block table, blocks that go there, those of them behind a prefix)."""
         order = np.argsort(plan.appends["slot"], kind="stable")
         slots = plan.appends["slot"][order].astype(np.int64)
         blocks = plan.appends["block"][order].astype(np.int64)

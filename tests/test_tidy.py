@@ -36,7 +36,7 @@ ALLOWED_IMPORTS = {
         *("baton_kernels", "baton_wire", "flash_attn", "huggingface_hub", "numpy"),
         *("safetensors", "tokenizers", "torch", "tqdm", "transformers", "xxhash", "zmq"),
     },
-    "kernels/baton_kernels": {"torch", "triton"},
+    "kernels/baton_kernels": {"numpy", "torch", "triton"},
     "proto/baton": {"google", "grpc"},
     "proto/baton_wire": {"numpy", "xxhash"},
     "proto/baton_wire/transport": {"baton_wire", "numpy", "xxhash", "zmq"},

@@ -39,9 +39,7 @@ def make_runner(config: WorkerConfig, loaded: "Loaded") -> CudaRunner:
     blocks = config.num_kvcache_blocks or _blocks(config, loaded, attention, shape, rotary, length)
     runner = _runner(config, loaded, attention, shape, rotary, length, blocks, config.max_num_seqs)
     _warm_up(runner)
-    if not config.enforce_eager:
-        with torch.inference_mode():
-            runner.decoder.capture()
+    runner.prepare(graphs=not config.enforce_eager)
     runner.reset()
     log.info(
         "ready slots=%d blocks=%d block_size=%d max_model_len=%d step_tokens=%d graphs=%s seconds=%.1f",

@@ -1,55 +1,124 @@
-"""A pass over prompt chunks: their rows packed one after the other, known to the host from the plan."""
+"""Passes over prompt chunks: their rows are known to the host from the plan, so it writes them down.
+
+A pass that fits one of a few sizes is a captured graph over fixed inputs: where little is to be computed, as
+after a prefix hit, launching kernels one by one would take longer than computing. Others are launched as they
+come; they are large, so the device is the slower one.
+"""
+
+import logging
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from baton_kernels import advance, sampler
-from baton_kernels.prefill_attention import PromptChunk, plan_prefill
+from baton_kernels.prefill_attention import Tiling
 from baton_kernels.sampler import SampleWork
 from baton_wire.plan import Plan
 from gpu_worker.attention.interface import Attention, AttentionShape, Context
 from gpu_worker.attention.triton_backend import Rows
+from gpu_worker.cuda.inbox import Inbox
+from gpu_worker.cuda.prompt_rows import PassRows, PassSize, captured_sizes, largest_words, write
 from gpu_worker.models import Model
 from gpu_worker.slots import SlotTable
 
+log = logging.getLogger(__name__)
 
-def prefill(
-    plan: Plan,
-    model: Model,
-    attention: Attention,
-    shape: AttentionShape,
-    cache: Tensor,
-    rotary: Tensor,
-    table: SlotTable,
-    work: SampleWork,
-    sampled: Tensor,
-) -> None:
-    """Computes the plan's chunks; slots whose prompt ends have their token in `sampled` afterwards."""
-    device = cache.device
-    slot, start, count = (plan.chunks[name].astype(np.int64) for name in ("slot", "start", "count"))
-    ends = count.cumsum()
-    numbers = np.empty((3, ends[-1]), np.int32)
-    numbers[0] = plan.chunk_tokens
-    numbers[1] = np.arange(ends[-1]) + (start + count - ends).repeat(count)
-    numbers[2] = slot.repeat(count)
-    tokens, positions, slots = torch.from_numpy(numbers).pin_memory().to(device, non_blocking=True)
-    places = torch.empty_like(positions)
-    advance.locate(table.block_table, table.block_size, slots, positions, places)
-    firsts = ends - count
-    chunks = [
-        PromptChunk(s, f, c, b)
-        for s, f, c, b in zip(slot.tolist(), firsts.tolist(), count.tolist(), start.tolist(), strict=True)
-    ]
-    heads = (shape.heads, shape.kv_heads, shape.head_dim)
-    tiles = plan_prefill(chunks, *heads, device, block_size=shape.block_size)
-    rows = Rows(positions, places, table.block_table, prefill=tiles)
-    hidden = model(tokens, Context(attention, cache, rows, rotary))
-    lengths = torch.from_numpy(np.stack((slot, start + count))).pin_memory().to(device, non_blocking=True)
-    table.length.index_copy_(0, lengths[0], lengths[1])
-    last = plan.chunks["last"] == 1
-    if last.any():
-        picked = np.stack((ends[last] - 1, slot[last])).astype(np.int32)
-        where = torch.from_numpy(picked).pin_memory().to(device, non_blocking=True)
-        logits = model.logits(hidden.index_select(0, where[0]))
-        sampler.sample(logits, where[1], table, work, sampled)
+
+class Prefiller:
+    """Prompt passes of one model over one slot table."""
+
+    def __init__(
+        self,
+        model: Model,
+        attention: Attention,
+        shape: AttentionShape,
+        cache: Tensor,
+        rotary: Tensor,
+        table: SlotTable,
+        sampling: SampleWork,
+        sampled: Tensor,
+        most_rows: int,
+    ) -> None:
+        """`sampling`, `sampled`: the decode step's; `sampled` has the tokens of prompts that end."""
+        self._model, self._attention, self._cache, self._rotary = model, attention, cache, rotary
+        self._table, self._sampling, self._sampled = table, sampling, sampled
+        heads = (shape.heads, shape.kv_heads, shape.head_dim)
+        self._tiling = Tiling.make(*heads, shape.block_size, cache.device)
+        # what tiles that are split leave behind; the lists are a pass's own
+        empty = torch.empty(0, dtype=torch.int32, device=cache.device)
+        self._space = self._tiling.work(empty, empty, shape.heads, shape.head_dim)
+        self._sizes = captured_sizes(self._tiling, len(table), most_rows)
+        self._graphs: dict[PassSize, torch.cuda.CUDAGraph] = {}
+        self._head: torch.cuda.CUDAGraph | None = None
+        self._picked: Tensor | None = None  # hidden states to sample from, [picks, hidden]
+        self.words = largest_words(self._tiling, len(table), most_rows)  # of an inbox
+
+    def warm_up(self, inbox: Inbox) -> None:
+        """Compiles what only small passes need, by one that is all padding."""
+        self._forward(self._padding(inbox, self._sizes[0]))
+
+    def capture(self, inbox: Inbox) -> None:
+        """Captures every size, the largest first, so that the others find their memory in its pool."""
+        pool = torch.cuda.graph_pool_handle()
+        picks = self._sizes[0].picks
+        for size in reversed(self._sizes):
+            rows = self._padding(inbox, size)
+            hidden = self._forward(rows)
+            if self._picked is None:
+                self._picked = torch.empty_like(hidden[:picks])
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                torch.index_select(self._forward(rows), 0, rows.picked, out=self._picked)
+            self._graphs[size] = graph
+        assert self._picked is not None, "there is a size for one token"
+        self._sample(self._picked, rows.pick_slots)
+        torch.cuda.synchronize()
+        self._head = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._head, pool=pool):
+            self._sample(self._picked, rows.pick_slots)
+        log.info("captured prompt graphs=%d largest=%d", len(self._graphs), self._sizes[-1].rows)
+
+    def lay_out(self, plan: Plan, page: NDArray[np.int32]) -> PassSize:
+        """Writes the plan's chunks into a page of the inbox, from its first word on."""
+        return write(plan, self._tiling, self._sizes, page, split=True)
+
+    def run(self, size: PassSize, inbox: Inbox, picks: bool) -> None:
+        """Computes the chunks in the inbox. `picks`: some of them end a prompt, and sample its next token."""
+        graph = self._graphs.get(size)
+        if graph is not None and self._head is not None:
+            graph.replay()
+            if picks:
+                self._head.replay()
+            return
+        rows = size.cut(inbox.words)
+        hidden = self._forward(rows)
+        if picks:
+            self._sample(hidden.index_select(0, rows.picked), rows.pick_slots)
+
+    def _padding(self, inbox: Inbox, size: PassSize) -> PassRows:
+        """The inbox's rows for a pass of nothing but padding."""
+        inbox.words.zero_()
+        rows = size.cut(inbox.words)
+        rows.slots.fill_(-1)
+        rows.pick_slots.fill_(-1)
+        return rows
+
+    def _forward(self, rows: PassRows) -> Tensor:
+        """Hidden states [rows, hidden]; keys and values are in the cache after it."""
+        table, space = self._table, self._space
+        places = torch.empty_like(rows.positions)
+        advance.locate(table.block_table, table.block_size, rows.slots, rows.positions, places)
+        work = space.over(rows.items, rows.splits)
+        context = Context(
+            attention=self._attention,
+            cache=self._cache,
+            work=Rows(rows.positions, places, table.block_table, prefill=work),
+            rotary=self._rotary,
+        )
+        return self._model(rows.tokens, context)
+
+    def _sample(self, hidden: Tensor, slots: Tensor) -> None:
+        sampler.sample(self._model.logits(hidden), slots, self._table, self._sampling, self._sampled)

@@ -1,8 +1,9 @@
 """Executes plans on a CUDA device without ever waiting for it: plans are queued, results are picked up later.
 
-    plan's changes → decode step (graph) → prompt chunks → advance → copy of the result to the host
+    changes and prompt rows, one copy → decode step → prompt chunks → advance, which writes the result
 
-All on one stream, in step order. Knows nothing of links, sessions or processes.
+All on one stream, in step order; each but the first is a captured graph where one fits. A plan without words
+costs no copy. Results go straight into memory of the host. Knows nothing of links, sessions or processes.
 """
 
 from collections import deque
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from baton_kernels import advance
@@ -20,13 +22,16 @@ from baton_wire.result import ENDED, Result
 from gpu_worker.attention.interface import AttentionShape
 from gpu_worker.attention.triton_backend import TritonAttention
 from gpu_worker.cuda.decode import Decoder
-from gpu_worker.cuda.prefill import prefill
+from gpu_worker.cuda.inbox import Inbox, send
+from gpu_worker.cuda.prefill import Prefiller
+from gpu_worker.cuda.prompt_rows import PassSize
 from gpu_worker.errors import PlanError
 from gpu_worker.limits import Limits
 from gpu_worker.models import Model
 from gpu_worker.slots import SlotTable
 
-RING = 32  # results on the device and on the host; more than plans in flight
+RING = 32  # results and pages of the inbox; more than plans in flight
+_CHANGED_WORDS = 128  # per slot, that a page has room for; what changes more is sent apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +41,6 @@ class _Pending:
     step: int
     row_bound: int
     place: int  # in the ring
-    begun: torch.cuda.Event
-    done: torch.cuda.Event
 
 
 class CudaRunner:
@@ -55,8 +58,7 @@ class CudaRunner:
         rank: int = 0,
     ) -> None:
         self.limits, self.rank = limits, rank
-        self._model, self._attention, self._shape = model, attention, shape
-        self._cache, self._rotary = cache, rotary
+        self._cache = cache
         device, slots = cache.device, limits.max_slots
         width = -(-limits.max_model_len // limits.block_size)
         self.slots = SlotTable(slots, width, limits.block_size, limits.num_blocks, device)
@@ -64,13 +66,33 @@ class CudaRunner:
             slots, shape.heads, shape.kv_heads, shape.head_dim, limits.max_model_len, device
         )
         self.decoder = Decoder(model, attention, cache, rotary, self.slots, work, vocabulary)
-        size = (RING, advance.HEADER + 2 * slots)
-        self._results = torch.zeros(size, dtype=torch.int32, device=device)
-        self._host = torch.zeros(size, dtype=torch.int32, pin_memory=True)
+        self._prefiller = Prefiller(
+            *(model, attention, shape, cache, rotary, self.slots),
+            *(self.decoder.sampling, self.decoder.rows.sampled, limits.max_tokens_per_step),
+        )
+        self._inbox = Inbox(self._prefiller.words + 3 * _CHANGED_WORDS * slots, RING, device)
+        self._results = torch.zeros(
+            (RING, advance.HEADER + 2 * slots), dtype=torch.int32, pin_memory=device.type == "cuda"
+        )
+        self._packed: NDArray[np.int32] = self._results.numpy()
         self._steps = torch.zeros(1, dtype=torch.int64, device=device)
+        self._advance: torch.cuda.CUDAGraph | None = None
         self._count = 0  # of results asked for, as `_steps` on the device
+        self._events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(RING)]
         self._pending: deque[_Pending] = deque()
         self._decoding: set[int] = set()  # slots whose prompt was sent to the end; some may have ended
+
+    @torch.inference_mode()
+    def prepare(self, *, graphs: bool) -> None:
+        """Compiles what is not yet, and captures graphs. Nothing may be outstanding; `reset` afterwards."""
+        self._prefiller.warm_up(self._inbox)
+        if graphs:
+            self._prefiller.capture(self._inbox)
+            self.decoder.capture()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._take_in()
+            self._advance = graph
 
     def reset(self) -> None:
         """Forgets every sequence and every result not picked up."""
@@ -89,32 +111,28 @@ class CudaRunner:
         """Queues a step. Raises `PlanError` where the plan cannot be executed; the table is void then."""
         if len(self._pending) >= RING - 1:
             raise PlanError(f"step {plan.step}: {len(self._pending)} steps are in flight already")
-        begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begun.record()
-        self.slots.apply(plan)
-        self._decoding.difference_update(plan.releases.tolist(), plan.admissions["slot"].tolist())
-        rows = max(1, plan.row_bound)
-        if len(plan.held):
-            held = torch.from_numpy(plan.held.astype(np.int64)).to(self._cache.device)
-            masks = torch.from_numpy(plan.masks.astype(np.uint32).view(np.int32)).to(self._cache.device)
-            self.decoder.constrained(rows, held, masks)
-        elif self._decoding:
-            self.decoder.step(rows)
-        else:
-            self.decoder.idle()
-        if len(plan.chunks):
-            self._prefill(plan)
         place = self._count % RING
-        advance.advance(self.slots, self.decoder.rows.sampled, self._results, self._steps)
-        self._host[place].copy_(self._results[place], non_blocking=True)
+        begun, done = self._events[place]
+        size = self._lay_out(plan, place)
+        begun.record()
+        self._change(plan, place, size)
+        self._decode(plan)
+        if size is not None:
+            last = plan.chunks["slot"][plan.chunks["last"] == 1]
+            self._prefiller.run(size, self._inbox, picks=len(last) > 0)
+            self._decoding.update(last.tolist())
+        if self._advance is None:
+            self._take_in()
+        else:
+            self._advance.replay()
         done.record()
         self._count += 1
-        self._pending.append(_Pending(plan.step, plan.row_bound, place, begun, done))
+        self._pending.append(_Pending(plan.step, plan.row_bound, place))
 
     def finished(self) -> list[Result]:
         """Results of steps that are through, in step order; does not wait."""
         results = []
-        while self._pending and self._pending[0].done.query():
+        while self._pending and self._events[self._pending[0].place][1].query():
             results.append(self._result(self._pending.popleft()))
         return results
 
@@ -125,31 +143,69 @@ class CudaRunner:
         torch.cuda.synchronize()
         return self.finished()[0]
 
-    def _prefill(self, plan: Plan) -> None:
-        rows = self.decoder.rows
-        prefill(
-            plan,
-            *(self._model, self._attention, self._shape, self._cache, self._rotary, self.slots),
-            self.decoder.sampling,
-            rows.sampled,
-        )
-        self._decoding.update(plan.chunks["slot"][plan.chunks["last"] == 1].tolist())
+    def _lay_out(self, plan: Plan, place: int) -> PassSize | None:
+        """Writes the plan's prompt rows into the page, if there are any, and refuses what does not fit."""
+        if not len(plan.chunks):
+            return None
+        limits = self.limits
+        if len(plan.chunk_tokens) > limits.max_tokens_per_step or len(plan.chunks) > limits.max_slots:
+            raise PlanError(f"step {plan.step}: {len(plan.chunk_tokens)} rows in {len(plan.chunks)} chunks")
+        if (plan.chunks["start"].astype(np.int64) + plan.chunks["count"]).max() > limits.max_model_len:
+            raise PlanError(f"step {plan.step}: a chunk beyond position {limits.max_model_len}")
+        return self._prefiller.lay_out(plan, self._inbox.page(place))
+
+    def _change(self, plan: Plan, place: int, size: PassSize | None) -> None:
+        """Sends what the host has to say, prompt rows and changes, and makes the changes."""
+        changes = self.slots.changes(plan, prompts=size is not None)
+        inbox, page, count = self._inbox, self._inbox.page(place), len(changes)
+        begin = 0 if size is None else size.words
+        middle, end = begin + 2 * count, begin + 3 * count
+        if end <= len(page):
+            if end:
+                if count:
+                    np.concatenate(changes.where, out=page[begin:middle].view(np.int64))
+                    np.concatenate(changes.what, out=page[middle:end])
+                inbox.send(place, end)
+            where, what = inbox.words[begin:middle].view(torch.int64), inbox.words[middle:end]
+        else:
+            inbox.send(place, begin)
+            device = self._cache.device
+            where, what = (send(np.concatenate(x), device) for x in (changes.where, changes.what))
+        if count:
+            self.slots.words.scatter_(0, where, what)
+        self._decoding.difference_update(plan.releases.tolist(), plan.admissions["slot"].tolist())
+
+    def _decode(self, plan: Plan) -> None:
+        """One token for every slot that decodes."""
+        rows = max(1, plan.row_bound)
+        if len(plan.held):
+            device = self._cache.device
+            masks = send(plan.masks.astype(np.uint32).view(np.int32), device)
+            self.decoder.constrained(rows, send(plan.held.astype(np.int64), device), masks)
+        elif self._decoding:
+            self.decoder.step(rows)
+        else:
+            self.decoder.idle()
+
+    def _take_in(self) -> None:
+        """The step's end: what was sampled goes into the table, and the result to the host."""
+        advance.advance(self.slots, self.decoder.rows.sampled, self._results, self._steps)
 
     def _result(self, pending: _Pending) -> Result:
         """Unpacks what `advance` packed."""
-        packed = self._host[pending.place].numpy()
+        packed: NDArray[np.int32] = self._packed[pending.place]
+        begun, done = self._events[pending.place]
         header, slots = packed[: advance.HEADER].view(np.uint32), self.limits.max_slots
         tokens = packed[advance.HEADER : advance.HEADER + slots]
         reasons = packed[advance.HEADER + slots :]
         over = reasons.nonzero()[0]
         ends = np.empty(len(over), ENDED)
         ends["slot"], ends["reason"] = over, reasons[over]
-        none = np.empty(0, TOKEN)
         return Result(
             step=pending.step,
             state_hash=int(header[0]) | int(header[1]) << 32,
-            exec_us=round(pending.begun.elapsed_time(pending.done) * 1e3),
+            exec_us=round(begun.elapsed_time(done) * 1e3),
             rank=self.rank,
-            tokens=tokens[: pending.row_bound].astype(TOKEN) if self.rank == 0 else none,
+            tokens=tokens[: pending.row_bound if self.rank == 0 else 0].astype(TOKEN),
             ends=ends,
         )

@@ -2,27 +2,34 @@
 
 All query heads that share a key head lie in one tile: row i of a tile is query row i // group, head i %
 group. The host lists the tiles (it knows the chunks from the plan), those that see most first. Where tiles
-are few, as after a prefix hit, they may be split at multiples of a fixed span, so that the machine is filled;
-a second kernel combines the parts in the order of positions.
+are few, as after a prefix hit, they may be split at multiples of a span, so that the machine is filled; a
+second kernel combines the parts in the order of positions. A list may be longer than what is in it: tiles and
+splits without rows are passed over, so that a captured pass serves any chunks that fit.
 Online softmax after Milakov and Gimelshein (2018), tiling after FlashAttention-2 (Dao 2023).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
+from numpy.typing import NDArray
 from torch import Tensor
 
 from baton_kernels.launch import INTERPRETED, describe, machine
 from baton_kernels.tiles import PrefillTile, tiles
 
-SPAN = 1024  # positions of a part, where a tile is split
+SPAN = 512  # positions of a part, where a tile is split; doubled until …
+PARTS = 64  # … there are at most so many parts
+ITEM_FIELDS, SPLIT_FIELDS = 8, 4
 _LOG2_E = 1.4426950408889634
 _NULL_SCORE = tl.constexpr(-1e30)
-_FIELDS = tl.constexpr(8)
-_SPLIT_FIELDS = tl.constexpr(4)
+_FIELDS = tl.constexpr(ITEM_FIELDS)
+_SPLIT_FIELDS = tl.constexpr(SPLIT_FIELDS)
+
+Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +43,96 @@ class PromptChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Tiling:
+    """How chunks are cut into tiles, by shape and machine."""
+
+    tile: PrefillTile
+    group_padded: int
+    height: int  # query rows of a tile
+    most_split: int  # tiles: where there are more, none is split
+
+    @staticmethod
+    def make(
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        block_size: int,
+        device: torch.device,
+        tile: PrefillTile | None = None,
+    ) -> "Tiling":
+        """For a cache of blocks of `block_size` positions."""
+        capability, processors = machine(device)
+        tile = tile or tiles(capability).prefill_for(block_size, head_dim)
+        padded = triton.next_power_of_2(heads // kv_heads)
+        return Tiling(tile, padded, max(1, tile.rows // padded), processors // (2 * kv_heads))
+
+    def cut(
+        self, slot: Numbers, first: Numbers, rows: Numbers, start: Numbers, *, split: bool = True
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """(items [n, 8], splits [m, 4]) of chunks as `PromptChunk`; see `PrefillWork`.
+
+        `split`: whether tiles may be split where they are few.
+        """
+        height = self.height
+        counts = -(-rows // height)
+        chunk = np.arange(len(rows)).repeat(counts)
+        done = (np.arange(len(chunk)) - (counts.cumsum() - counts)[chunk]) * height
+        seen = np.minimum(start[chunk] + done + height, (start + rows)[chunk])
+        order = np.argsort(-seen, kind="stable")
+        chunk, done, seen = chunk[order], done[order], seen[order]
+        parts, span = np.zeros_like(seen), SPAN
+        if split and len(seen) <= self.most_split:
+            while (parts := np.where(seen > span, -(-seen // span), 0)).sum() > PARTS:
+                span *= 2
+        pieces = np.maximum(parts, 1)
+        tile = np.arange(len(seen)).repeat(pieces)
+        piece = np.arange(len(tile)) - (pieces.cumsum() - pieces)[tile]
+        before = parts.cumsum() - parts  # parts of the tiles before
+        items = np.zeros((len(tile), ITEM_FIELDS), np.int32)
+        items[:, 0] = (first[chunk] + done)[tile]
+        items[:, 1] = np.minimum(rows[chunk] - done, height)[tile]
+        items[:, 2] = slot[chunk][tile]
+        items[:, 3] = (start[chunk] + done)[tile]
+        items[:, 4] = piece * span
+        items[:, 5] = np.where(parts[tile] > 0, np.minimum((piece + 1) * span, seen[tile]), seen[tile])
+        items[:, 6] = np.where(parts[tile] > 0, before[tile] + piece, -1)
+        of_split = parts.nonzero()[0]
+        splits = np.zeros((len(of_split), SPLIT_FIELDS), np.int32)
+        splits[:, 0] = (first[chunk] + done)[of_split]
+        splits[:, 1] = np.minimum(rows[chunk] - done, height)[of_split]
+        splits[:, 2], splits[:, 3] = before[of_split], parts[of_split]
+        return items, splits
+
+    def work(
+        self, items: Tensor, splits: Tensor, heads: int, head_dim: int, parts: int = PARTS
+    ) -> "PrefillWork":
+        """The lists, on the device, with space for so many parts."""
+        size = (parts, self.height, heads)
+        return PrefillWork(
+            items=items,
+            splits=splits,
+            partial=torch.empty((*size, head_dim), dtype=torch.float32, device=items.device),
+            weight=torch.empty(size, dtype=torch.float32, device=items.device),
+            tile=self.tile,
+            group_padded=self.group_padded,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class PrefillWork:
     """A step's tiles, shared by its layers."""
 
-    items: Tensor  # int32 [items, 8]: first row, rows, slot, first position, low, high, part or -1, unused
-    splits: Tensor  # int32 [split tiles, 4]: first row, rows, first part, parts
+    # int32 [items, 8]: first row, rows (0: passed over), slot, first position, low, high, part or -1, unused
+    items: Tensor
+    splits: Tensor  # int32 [split tiles, 4]: first row, rows (0: passed over), first part, parts
     partial: Tensor  # float32 [parts, rows of a tile, heads, head_dim]
     weight: Tensor  # float32 [parts, rows of a tile, heads], log2 of the sum of exponentials
     tile: PrefillTile
     group_padded: int
+
+    def over(self, items: Tensor, splits: Tensor) -> "PrefillWork":
+        """Other lists, the same space."""
+        return replace(self, items=items, splits=splits)
 
 
 def plan_prefill(
@@ -58,50 +146,11 @@ def plan_prefill(
     split: bool = True,
     tile: PrefillTile | None = None,
 ) -> PrefillWork:
-    """Tiles of the chunks, on the device, for a cache of blocks of `block_size` positions.
-
-    `split`: whether tiles may be split where they are few.
-    """
-    capability, processors = machine(device)
-    tile = tile or tiles(capability).prefill_for(block_size, head_dim)
-    padded = triton.next_power_of_2(heads // kv_heads)
-    height = max(1, tile.rows // padded)
-    plain = [
-        (c.first + done, min(height, c.rows - done), c.slot, c.start + done)
-        for c in chunks
-        for done in range(0, c.rows, height)
-    ]
-    plain.sort(key=lambda item: -(item[3] + item[1]))
-    split = split and len(plain) * kv_heads * 2 <= processors
-    items, splits, parts = [], [], 0
-    for first, rows, slot, start in plain:
-        seen = start + rows
-        if split and seen > SPAN:
-            lows = range(0, seen, SPAN)
-            items += [
-                (first, rows, slot, start, low, min(low + SPAN, seen), parts + i, 0)
-                for i, low in enumerate(lows)
-            ]
-            splits.append((first, rows, parts, len(lows)))
-            parts += len(lows)
-        else:
-            items.append((first, rows, slot, start, 0, seen, -1, 0))
-    size = (parts, height, heads)
-    return PrefillWork(
-        items=_to_device(items, _FIELDS.value, device),
-        splits=_to_device(splits, _SPLIT_FIELDS.value, device),
-        partial=torch.empty((*size, head_dim), dtype=torch.float32, device=device),
-        weight=torch.empty(size, dtype=torch.float32, device=device),
-        tile=tile,
-        group_padded=padded,
-    )
-
-
-def _to_device(rows: Sequence[tuple[int, ...]], width: int, device: torch.device) -> Tensor:
-    host = torch.tensor(rows, dtype=torch.int32).view(-1, width)
-    if device.type == "cuda":
-        host = host.pin_memory()
-    return host.to(device, non_blocking=True)
+    """Tiles of the chunks, on the device, for a cache of blocks of `block_size` positions."""
+    tiling = Tiling.make(heads, kv_heads, head_dim, block_size, device, tile)
+    columns = np.array([(c.slot, c.first, c.rows, c.start) for c in chunks], np.int64).T
+    items, splits = (torch.from_numpy(x).to(device) for x in tiling.cut(*columns, split=split))
+    return tiling.work(items, splits, heads, head_dim)
 
 
 @triton.jit
@@ -202,6 +251,8 @@ def prefill_attention_kernel(
     kv_head = tl.program_id(0)
     item_ptr = items_ptr + tl.program_id(1) * _FIELDS
     first, rows, slot = tl.load(item_ptr), tl.load(item_ptr + 1), tl.load(item_ptr + 2)
+    if rows == 0:
+        return
     start, low, high = tl.load(item_ptr + 3), tl.load(item_ptr + 4), tl.load(item_ptr + 5)
     part = tl.load(item_ptr + 6)
     line = tl.arange(0, ROWS)
@@ -247,35 +298,33 @@ def combine_parts_kernel(
     partial_ptr,
     weight_ptr,
     HEADS: tl.constexpr,
+    HEADS_PADDED: tl.constexpr,
     HEIGHT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
 ):
-    """Program (head, row of a tile, split tile): folds the tile's parts, BLOCK at a time, in order."""
-    head, row = tl.program_id(0), tl.program_id(1)
-    split_ptr = splits_ptr + tl.program_id(2) * _SPLIT_FIELDS
+    """Program (row of a tile, split tile): folds the parts of all heads one by one, in order."""
+    row = tl.program_id(0)
+    split_ptr = splits_ptr + tl.program_id(1) * _SPLIT_FIELDS
     rows, first_part, parts = tl.load(split_ptr + 1), tl.load(split_ptr + 2), tl.load(split_ptr + 3)
     if row >= rows:
         return
-    dim = tl.arange(0, HEAD_DIM)
-    maximum = tl.full([1], _NULL_SCORE, tl.float32)
-    total = tl.zeros([1], tl.float32)
-    out = tl.zeros([HEAD_DIM], tl.float32)
-    for start in range(0, parts, BLOCK):
-        part = start + tl.arange(0, BLOCK)
-        slab = ((first_part + part) * HEIGHT + row).to(tl.int64) * HEADS + head
-        weight = tl.load(weight_ptr + slab, mask=part < parts, other=float("-inf"))
-        values = tl.load(
-            partial_ptr + slab[:, None] * HEAD_DIM + dim[None, :], mask=(part < parts)[:, None], other=0.0
-        )
-        highest = tl.maximum(maximum, tl.max(weight, 0))
-        keep = tl.exp2(maximum - highest)
-        share = tl.exp2(weight - highest)
-        total = total * keep + tl.sum(share, 0)
-        out = out * keep + tl.sum(values * share[:, None], 0)
+    head = tl.arange(0, HEADS_PADDED)
+    inside = head < HEADS
+    element = head[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+    maximum = tl.full([HEADS_PADDED], _NULL_SCORE, tl.float32)
+    total = tl.zeros([HEADS_PADDED], tl.float32)
+    out = tl.zeros([HEADS_PADDED, HEAD_DIM], tl.float32)
+    for part in range(first_part, first_part + parts):
+        slab = (part * HEIGHT + row).to(tl.int64) * HEADS
+        weight = tl.load(weight_ptr + slab + head, mask=inside, other=_NULL_SCORE)
+        values = tl.load(partial_ptr + slab * HEAD_DIM + element, mask=inside[:, None], other=0.0)
+        highest = tl.maximum(maximum, weight)
+        keep, share = tl.exp2(maximum - highest), tl.exp2(weight - highest)
+        total = total * keep + share
+        out = out * keep[:, None] + values * share[:, None]
         maximum = highest
-    target = out_ptr + ((tl.load(split_ptr) + row).to(tl.int64) * HEADS + head) * HEAD_DIM + dim
-    tl.store(target, (out / total).to(out_ptr.dtype.element_ty))
+    target = out_ptr + (tl.load(split_ptr) + row).to(tl.int64) * (HEADS * HEAD_DIM) + element
+    tl.store(target, (out / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside[:, None])
 
 
 def prefill_attention(
@@ -319,15 +368,15 @@ def prefill_attention(
     )
     if len(work.splits):
         height = work.partial.shape[1]
-        combine_parts_kernel[(heads, height, len(work.splits))](
+        combine_parts_kernel[(min(height, len(q)), len(work.splits))](
             out,
             work.splits,
             work.partial,
             work.weight,
             HEADS=heads,
+            HEADS_PADDED=triton.next_power_of_2(heads),
             HEIGHT=height,
             HEAD_DIM=head_dim,
-            BLOCK=16,
             num_warps=4,
         )
     return out

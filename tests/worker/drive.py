@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,10 +15,22 @@ from baton_wire.plan import ADMISSION, APPEND, CHUNK, SAMPLING, Mode, Plan
 from baton_wire.result import End, Result
 from gpu_worker import build
 from gpu_worker.config import parse
+from gpu_worker.limits import Limits as WorkerLimits
 from gpu_worker.runner import Runner
 from scheduler_svc.core.scheduler import Scheduler
 from scheduler_svc.core.sequence import Sequence
 from scheduler_svc.core.step import Limits
+
+
+class Executor(Protocol):
+    """What plans are given to: a runner, or several side by side."""
+
+    @property
+    def limits(self) -> WorkerLimits: ...
+
+    def reset(self) -> None: ...
+
+    def execute(self, plan: Plan) -> Result: ...
 
 
 def load(folder: Path, *arguments: str) -> build.Loaded:
@@ -78,7 +90,7 @@ class Run:
     steps: int
 
 
-def generate(made: Runner, requests: Iterable[Request], *, depth: int = 2, stagger: int = 0) -> Run:
+def generate(made: Executor, requests: Iterable[Request], *, depth: int = 2, stagger: int = 0) -> Run:
     """Runs requests through the production scheduler; every result is applied `depth` - 1 plans late.
 
     stagger: a request arrives every so many steps, 0 for all at once.
@@ -122,7 +134,7 @@ def generate(made: Runner, requests: Iterable[Request], *, depth: int = 2, stagg
 class Hand:
     """Plans by hand: one call is one step. Blocks are handed out in order and never come back."""
 
-    def __init__(self, made: Runner) -> None:
+    def __init__(self, made: Executor) -> None:
         self.runner = made
         made.reset()
         self.step = 0
