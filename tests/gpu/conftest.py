@@ -1,0 +1,42 @@
+"""Tests of the whole worker on a CUDA device, by `make test-gpu`; named gpu_*.py, unseen by `make test`."""
+
+import random
+
+import pytest
+import torch
+
+from gpu_worker.cuda.runner import CudaRunner
+from tests.gpu.drive import make_runner
+
+
+@pytest.fixture(scope="session", autouse=True)
+def device():
+    if not torch.cuda.is_available():
+        pytest.exit("no CUDA device", returncode=1)  # all skipped would look like a success
+
+
+@pytest.fixture
+def draw():
+    """A fresh source of random inputs; a failure prints its seed."""
+    seed = random.SystemRandom().getrandbits(32)
+    print("seed", seed)
+    return random.Random(seed)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--soak-s", type=float, default=15.0, help="how long the run takes that watches memory")
+
+
+@pytest.fixture(scope="module")
+def demo_runner():
+    """Makes runners of the demo model, each once per module."""
+    made: dict[tuple[tuple[str, object], ...], CudaRunner] = {}
+
+    def get(**options: object) -> CudaRunner:
+        key = tuple(sorted(options.items()))
+        if key not in made:
+            made[key] = make_runner(**options)
+        made[key].reset()
+        return made[key]
+
+    return get
