@@ -217,7 +217,9 @@ def _machine() -> Results:
     git = subprocess.run(
         ["git", "-C", str(_ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True
     )
-    found["commit"] = git.stdout.strip() or os.environ.get("BATON_COMMIT", "unknown")
+    found["commit"] = (
+        os.environ.get("BATON_COMMIT") or git.stdout.strip() or "unknown"
+    )  # a copy may have no git
     found["date"] = time.strftime("%Y-%m-%d")
     return found
 

@@ -39,7 +39,7 @@ def test_a_thousand_plans_twice(demo_runner, draw):
     runner = demo_runner(
         max_num_seqs=48,
         kvcache_block_size=16,
-        num_kvcache_blocks=700,
+        num_kvcache_blocks=350,
         max_model_len=512,
         max_num_batched_tokens=256,
     )

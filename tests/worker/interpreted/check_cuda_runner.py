@@ -78,7 +78,7 @@ class Both:
     def execute(self, plan):
         ours, expected = (runner.execute(plan) for runner in self.pair)
         assert ours.tokens.tolist() == expected.tokens.tolist(), plan
-        assert ours.ends.tolist() == expected.ends.tolist(), plan
+        assert sorted(ours.ends.tolist()) == sorted(expected.ends.tolist()), plan  # in any order
         assert ours.state_hash == expected.state_hash, plan
         self.prompts.append(len(plan.chunks))
         return ours
