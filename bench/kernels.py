@@ -118,6 +118,7 @@ def planned(shape: Shape, lengths: list[int], chunk: int | None = None) -> Decod
     heads = (shape.heads, shape.kv_heads, shape.head_dim)
     work = DecodeWork.make(len(lengths), *heads, max(lengths), "cuda", chunk=chunk)
     work.seen.copy_(torch.tensor(lengths))
+    work.slots.copy_(torch.arange(len(lengths)))
     plan(work, len(lengths))
     return work
 
@@ -249,7 +250,6 @@ def row_kernels(rows: int) -> dict[str, Launch]:
     rotary = torch.randn(4096, 2, s.head_dim, device="cuda")
     places = torch.arange(rows, device="cuda", dtype=torch.int32) * 40
     named = torch.zeros(rows, dtype=torch.int8, device="cuda")
-    bound = torch.full((1,), rows, dtype=torch.int32, device="cuda")
     ring = torch.zeros(8, advance.HEADER + 2 * rows, dtype=torch.int32, device="cuda")
     steps = torch.zeros(1, dtype=torch.int64, device="cuda")
     x, residual, weight = bf16(rows, s.hidden), bf16(rows, s.hidden), bf16(s.hidden)
@@ -260,7 +260,7 @@ def row_kernels(rows: int) -> dict[str, Launch]:
             qk_rope_kv, bf16(rows, s.qkv), head, head, EPS, rotary, places, places, cache, cache
         ),
         "plan": partial(plan, planned(s, [1000] * rows), rows),
-        "begin": partial(advance.begin, table, table, rows, 16, named, bound),
+        "begin": partial(advance.begin, table, table, rows, 16, named),
         "advance": partial(advance.advance, table, table.sampled, ring, steps),
     }
 

@@ -1,7 +1,7 @@
-"""A decode step over the slot table: row i is slot i, and nothing of it is known to the host.
+"""A decode step: row i is the i-th slot that moves; which that is, and how many do, the host need not know.
 
-One captured graph per bucket (number of rows); a plan's bucket alone picks the graph, so that equal plans
-run equal kernels. Rows of slots that do not move are masked.
+One captured graph per bucket (number of rows); a plan's bucket alone, the most slots that can move, picks the
+graph, so that equal plans run equal kernels. Rows without a slot are masked.
 """
 
 import logging
@@ -35,13 +35,13 @@ class StepRows:
     sampled: Tensor
 
     @staticmethod
-    def make(rows: int, seen: Tensor) -> "StepRows":
-        """For the most rows; `seen` belongs to the attention's work list."""
+    def make(work: DecodeWork) -> "StepRows":
+        """For as many rows as the attention's work list, which `seen` and `slots` belong to."""
 
         def numbers() -> Tensor:
-            return torch.zeros(rows, dtype=torch.int32, device=seen.device)
+            return torch.zeros_like(work.seen)
 
-        return StepRows(numbers(), numbers(), numbers(), seen, numbers(), numbers())
+        return StepRows(numbers(), numbers(), numbers(), work.seen, work.slots, numbers())
 
 
 def buckets(most: int) -> list[int]:
@@ -66,10 +66,9 @@ class Decoder:
         slots, device = len(table), cache.device
         self._model, self._attention, self._cache, self._rotary = model, attention, cache, rotary
         self._table, self._work = table, work
-        self.rows = StepRows.make(slots, work.seen)
+        self.rows = StepRows.make(work)
         self.sampling = SampleWork.make(slots, vocabulary, device)
         self._named = torch.zeros(slots, dtype=torch.int8, device=device)
-        self._bound = torch.full((1,), slots, dtype=torch.int32, device=device)
         self._buckets = buckets(slots)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
@@ -91,7 +90,7 @@ class Decoder:
         log.info("captured graphs=%d largest=%d", len(self._graphs), self._buckets[-1])
 
     def step(self, rows: int) -> None:
-        """Advances every moving slot below the bucket of `rows`; `rows.sampled` has their tokens."""
+        """Advances every slot that moves, at most `rows`; `self.rows.sampled` has their tokens."""
         bucket = self.bucket(rows)
         graph = self._graphs.get(bucket)
         if graph is None:
@@ -101,11 +100,10 @@ class Decoder:
 
     def constrained(self, rows: int, held: Tensor, allowed: Tensor) -> None:
         """The same with held slots: `held` int64 [n] move too, under their masks `allowed` [n, words]."""
-        bucket = self.bucket(rows)
-        masks = torch.full((len(self._table),), -1, dtype=torch.int32, device=held.device)
+        masks = torch.full((len(self._table) + 1,), -1, dtype=torch.int32, device=held.device)
         masks[held] = torch.arange(len(held), dtype=torch.int32, device=held.device)
         self._named[held] = 1
-        self._forward(bucket, allowed, masks[:bucket])
+        self._forward(self.bucket(rows), allowed, masks)
         self._named.zero_()
 
     def idle(self) -> None:
@@ -113,12 +111,14 @@ class Decoder:
         self.rows.sampled.fill_(advance.NOT_SAMPLED)
 
     def _forward(self, bucket: int, allowed: Tensor | None = None, masks: Tensor | None = None) -> None:
+        """`masks`: int32 [slots + 1], which of `allowed` a slot is under; -1 for none, and at the end."""
         table, rows = self._table, self.rows
-        advance.begin(table, rows, bucket, table.block_size, self._named, self._bound)
+        advance.begin(table, rows, bucket, table.block_size, self._named)
         plan(self._work, bucket)
         work = Rows(rows.positions[:bucket], rows.places[:bucket], table.block_table, decode=self._work)
         context = Context(self._attention, self._cache, work, self._rotary)
         hidden = self._model(rows.tokens[:bucket], context)
         logits = self._model.logits(hidden)
         slots = rows.slots[:bucket]
-        sampler.sample(logits, slots, table, self.sampling, rows.sampled, allowed=allowed, mask_rows=masks)
+        by_row = None if masks is None else masks[slots.long()]
+        sampler.sample(logits, slots, table, self.sampling, rows.sampled, allowed=allowed, mask_rows=by_row)

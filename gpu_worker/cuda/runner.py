@@ -80,7 +80,6 @@ class CudaRunner:
         self._count = 0  # of results asked for, as `_steps` on the device
         self._events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(RING)]
         self._pending: deque[_Pending] = deque()
-        self._decoding: set[int] = set()  # slots whose prompt was sent to the end; some may have ended
 
     @torch.inference_mode()
     def prepare(self, *, graphs: bool) -> None:
@@ -98,7 +97,6 @@ class CudaRunner:
         """Forgets every sequence and every result not picked up."""
         torch.cuda.synchronize()
         self._pending.clear()
-        self._decoding.clear()
         self.slots.reset()
 
     @property
@@ -111,6 +109,8 @@ class CudaRunner:
         """Queues a step. Raises `PlanError` where the plan cannot be executed; the table is void then."""
         if len(self._pending) >= RING - 1:
             raise PlanError(f"step {plan.step}: {len(self._pending)} steps are in flight already")
+        if plan.bucket > len(self.slots):
+            raise PlanError(f"step {plan.step}: bucket {plan.bucket}, there are {len(self.slots)} slots")
         place = self._count % RING
         begun, done = self._events[place]
         size = self._lay_out(plan, place)
@@ -118,9 +118,7 @@ class CudaRunner:
         self._change(plan, place, size)
         self._decode(plan)
         if size is not None:
-            last = plan.chunks["slot"][plan.chunks["last"] == 1]
-            self._prefiller.run(size, self._inbox, picks=len(last) > 0)
-            self._decoding.update(last.tolist())
+            self._prefiller.run(size, self._inbox, picks=bool(plan.chunks["last"].any()))
         if self._advance is None:
             self._take_in()
         else:
@@ -173,16 +171,15 @@ class CudaRunner:
             where, what = (send(np.concatenate(x), device) for x in (changes.where, changes.what))
         if count:
             self.slots.words.scatter_(0, where, what)
-        self._decoding.difference_update(plan.releases.tolist(), plan.admissions["slot"].tolist())
 
     def _decode(self, plan: Plan) -> None:
         """One token for every slot that decodes."""
-        rows = max(1, plan.row_bound)
+        rows = plan.bucket
         if len(plan.held):
             device = self._cache.device
             masks = send(plan.masks.astype(np.uint32).view(np.int32), device)
             self.decoder.constrained(rows, send(plan.held.astype(np.int64), device), masks)
-        elif self._decoding:
+        elif rows:
             self.decoder.step(rows)
         else:
             self.decoder.idle()

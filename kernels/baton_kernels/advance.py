@@ -1,9 +1,10 @@
 """The slot table's part of a step, on the device, so that captured steps chain without the host.
 
-`begin` turns the table into the rows of a decode step: token fed back, position, place in the cache, what
-attention sees; it counts the new position into the length. `advance` takes in what was sampled: last tokens,
-ends, occupancy, and packs the result with the state hash. Row i of a decode step is slot i. Twins:
-`reference.end_reasons`, `reference.state_hash`, which is the hash of `baton_wire.state`.
+`begin` turns the table into the rows of a decode step: slot, token fed back, position, place in the cache,
+what attention sees; it counts the new position into the length. Row i is the i-th slot that moves: products
+are not spent on slots between that have ended. `advance` takes in what was sampled: last tokens, ends,
+occupancy, and packs the result with the state hash. Twins: `reference.end_reasons`, `reference.state_hash`,
+which is the hash of `baton_wire.state`.
 """
 
 from typing import Protocol
@@ -49,14 +50,24 @@ class SlotColumns(Protocol):
 
 
 class StepRows(Protocol):
-    """What `begin` writes for rows [0, bucket), int32; for a row that does not move -1, or 0 where noted."""
+    """What `begin` writes for rows [0, bucket), int32; for a row without a slot -1, or 0 where noted."""
 
     tokens: Tensor  # 0
     positions: Tensor  # 0
     places: Tensor
     seen: Tensor  # 0
-    slots: Tensor  # the slot that the row samples for
+    slots: Tensor  # whose row it is
     sampled: Tensor  # [slots], NOT_SAMPLED for every slot
+
+
+@triton.jit
+def _moves(slot, occupancy_ptr, mode_ptr, named_ptr, slots):
+    """Which of the slots decode in this step."""
+    inside = slot < slots
+    occupancy = tl.load(occupancy_ptr + slot, mask=inside, other=_FREE)
+    mode = tl.load(mode_ptr + slot, mask=inside, other=_AUTO)
+    named = tl.load(named_ptr + slot, mask=inside, other=0)
+    return (occupancy == _DECODE) & ((mode == _AUTO) | (named != 0))
 
 
 @triton.jit
@@ -67,7 +78,6 @@ def begin_kernel(
     mode_ptr,
     last_ptr,
     named_ptr,
-    bound_ptr,
     tokens_ptr,
     positions_ptr,
     places_ptr,
@@ -80,38 +90,46 @@ def begin_kernel(
     BLOCK_SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Programs over blocks of slots."""
-    slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = slot < slots
-    tl.store(sampled_ptr + slot, _NOT_SAMPLED, mask=inside)
-    in_bucket = slot < bucket
-    bound = tl.minimum(tl.load(bound_ptr), bucket)
-    occupancy = tl.load(occupancy_ptr + slot, mask=inside, other=_FREE)
-    mode = tl.load(mode_ptr + slot, mask=inside, other=_AUTO)
-    named = tl.load(named_ptr + slot, mask=inside, other=0)
-    moves = (slot < bound) & (occupancy == _DECODE) & ((mode == _AUTO) | (named != 0))
+    """Programs over blocks of slots; each counts what moves before its own, and in all."""
+    first = tl.program_id(0) * BLOCK
+    before, total = 0, 0
+    for start in range(0, slots, BLOCK):
+        others = _moves(start + tl.arange(0, BLOCK), occupancy_ptr, mode_ptr, named_ptr, slots)
+        count = tl.sum(others.to(tl.int32), 0)
+        before += tl.where(start < first, count, 0)
+        total += count
+    slot = first + tl.arange(0, BLOCK)
+    tl.store(sampled_ptr + slot, _NOT_SAMPLED, mask=slot < slots)
+    moves = _moves(slot, occupancy_ptr, mode_ptr, named_ptr, slots)
+    row = before + tl.cumsum(moves.to(tl.int32), 0) - 1
+    moves &= row < bucket  # a plan whose bucket is too small does no harm: the state hash shows it
     length = tl.load(length_ptr + slot, mask=moves, other=0)
     position = length.to(tl.int32)
     block = tl.load(
         table_ptr + slot.to(tl.int64) * table_stride + position // BLOCK_SIZE, mask=moves, other=0
     ).to(tl.int32)
     last = tl.load(last_ptr + slot, mask=moves, other=0).to(tl.int32)
-    tl.store(tokens_ptr + slot, last, mask=in_bucket)
-    tl.store(positions_ptr + slot, position, mask=in_bucket)
-    tl.store(
-        places_ptr + slot, tl.where(moves, block * BLOCK_SIZE + position % BLOCK_SIZE, -1), mask=in_bucket
-    )
-    tl.store(seen_ptr + slot, tl.where(moves, position + 1, 0), mask=in_bucket)
-    tl.store(slots_ptr + slot, tl.where(moves, slot, -1), mask=in_bucket)
+    tl.store(tokens_ptr + row, last, mask=moves)
+    tl.store(positions_ptr + row, position, mask=moves)
+    tl.store(places_ptr + row, block * BLOCK_SIZE + position % BLOCK_SIZE, mask=moves)
+    tl.store(seen_ptr + row, position + 1, mask=moves)
+    tl.store(slots_ptr + row, slot, mask=moves)
+    idle = first + tl.arange(0, BLOCK)
+    left = (idle >= total) & (idle < bucket)
+    nothing = tl.zeros([BLOCK], tl.int32)
+    tl.store(tokens_ptr + idle, nothing, mask=left)
+    tl.store(positions_ptr + idle, nothing, mask=left)
+    tl.store(places_ptr + idle, nothing - 1, mask=left)
+    tl.store(seen_ptr + idle, nothing, mask=left)
+    tl.store(slots_ptr + idle, nothing - 1, mask=left)
     tl.store(length_ptr + slot, length + 1, mask=moves)
 
 
-def begin(
-    columns: SlotColumns, rows: StepRows, bucket: int, block_size: int, named: Tensor, bound: Tensor
-) -> None:
+def begin(columns: SlotColumns, rows: StepRows, bucket: int, block_size: int, named: Tensor) -> None:
     """Lays out the decode rows of a step: rows [0, bucket) of `rows`; lengths grow by 1 where a slot moves.
 
-    named: int8 [slots], which held slots take part; bound: int32 [1], only slots below it move.
+    named: int8 [slots], which held slots take part. At most `bucket` slots may move, in the order of slots;
+    those beyond stay behind.
     """
     slots = len(columns.length)
     begin_kernel[(triton.cdiv(slots, _BLOCK),)](
@@ -121,7 +139,6 @@ def begin(
         columns.mode,
         columns.last_token,
         named,
-        bound,
         rows.tokens,
         rows.positions,
         rows.places,

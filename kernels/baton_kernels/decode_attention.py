@@ -26,7 +26,7 @@ FEW_ROWS = CHUNKS[0][0]  # up to so many rows time is latency: larger tiles
 MAX_ROWS = 1 << 12
 _LOG2_E = 1.4426950408889634
 _NULL_SCORE = tl.constexpr(-1e30)  # of a row that sees nothing yet: finite, so that differences are numbers
-_FIELDS = tl.constexpr(4)
+_FIELDS = tl.constexpr(5)
 _COMBINE = 16  # chunks · heads combined at a time
 
 
@@ -34,12 +34,14 @@ _COMBINE = 16  # chunks · heads combined at a time
 class DecodeWork:
     """A step's work list and the scratch space of its layers; made once, for the most rows there can be.
 
-    `seen`: int32 [rows], written by the caller before `plan`: positions that each row sees, its own among
-    them; 0 for a row that is masked. Everything else belongs to this module.
+    `seen` and `slots`: int32 [rows], written by the caller before `plan`: positions that each row sees, its
+    own among them, 0 for a row that is masked; whose row it is. Everything else belongs to this module.
     """
 
     seen: Tensor
-    items: Tensor  # int32 [most items, 4]: row, chunk, what the row sees, where its partial results start
+    slots: Tensor
+    # int32 [most items, 5]: row, slot, chunk, what the row sees, where its partial results start
+    items: Tensor
     count: Tensor  # int32 [1]
     partial: Tensor  # float32 [most items, heads, head_dim]
     weight: Tensor  # float32 [most items, heads], log2 of the sum of exponentials
@@ -69,6 +71,7 @@ class DecodeWork:
 
         return DecodeWork(
             seen=numbers(rows),
+            slots=numbers(rows),
             items=numbers(most, _FIELDS.value),
             count=numbers(1),
             partial=torch.empty((most, heads, head_dim), dtype=torch.float32, device=device),
@@ -85,6 +88,7 @@ class DecodeWork:
 @triton.jit
 def plan_kernel(
     seen_ptr,
+    slots_ptr,
     items_ptr,
     count_ptr,
     rows,
@@ -96,7 +100,7 @@ def plan_kernel(
     row = tl.program_id(0)
     other = tl.arange(0, PADDED)
     seen = tl.load(seen_ptr + other, mask=other < rows, other=0)
-    own = tl.load(seen_ptr + row)
+    own, slot = tl.load(seen_ptr + row), tl.load(slots_ptr + row)
     full = seen // CHUNK
     tail = (seen % CHUNK > 0).to(tl.int32)
     full_before = tl.sum(tl.where(other < row, full, 0), 0)
@@ -109,9 +113,10 @@ def plan_kernel(
         mask = chunk < tl.cdiv(own, CHUNK)
         item_ptr = items_ptr + place * _FIELDS
         tl.store(item_ptr, tl.zeros_like(chunk) + row, mask=mask)
-        tl.store(item_ptr + 1, chunk, mask=mask)
-        tl.store(item_ptr + 2, tl.zeros_like(chunk) + own, mask=mask)
-        tl.store(item_ptr + 3, tl.zeros_like(chunk) + first, mask=mask)
+        tl.store(item_ptr + 1, tl.zeros_like(chunk) + slot, mask=mask)
+        tl.store(item_ptr + 2, chunk, mask=mask)
+        tl.store(item_ptr + 3, tl.zeros_like(chunk) + own, mask=mask)
+        tl.store(item_ptr + 4, tl.zeros_like(chunk) + first, mask=mask)
     if row == 0:
         tl.store(count_ptr, all_full + tl.sum(tail, 0))
 
@@ -213,12 +218,14 @@ def _combine(
 
 @triton.jit
 def _item(items_ptr, index, most):
-    """(row, chunk, seen, first) of an item, zeros beyond the list's end."""
+    """(row, slot, chunk, seen, first) of an item, zeros beyond the list's end."""
     item_ptr = items_ptr + index * _FIELDS
     mask = index < most
     row = tl.load(item_ptr, mask=mask, other=0)
-    chunk = tl.load(item_ptr + 1, mask=mask, other=0)
-    return row, chunk, tl.load(item_ptr + 2, mask=mask, other=0), tl.load(item_ptr + 3, mask=mask, other=0)
+    slot = tl.load(item_ptr + 1, mask=mask, other=0)
+    chunk = tl.load(item_ptr + 2, mask=mask, other=0)
+    seen = tl.load(item_ptr + 3, mask=mask, other=0)
+    return row, slot, chunk, seen, tl.load(item_ptr + 4, mask=mask, other=0)
 
 
 @triton.jit
@@ -263,10 +270,12 @@ def decode_attention_kernel(
     wait_upstream(PDL)
     work = tl.program_id(0)
     works = tl.load(count_ptr) * KV_HEADS
-    row, chunk, seen, first = _item(items_ptr, work // KV_HEADS, most)
+    row, slot, chunk, seen, first = _item(items_ptr, work // KV_HEADS, most)
     while work < works:
         later = work + tl.num_programs(0)
-        later_row, later_chunk, later_seen, later_first = _item(items_ptr, later // KV_HEADS, most)
+        later_row, later_slot, later_chunk, later_seen, later_first = _item(
+            items_ptr, later // KV_HEADS, most
+        )
         kv_head = work % KV_HEADS
         head = kv_head * GROUP
         place = (row * HEADS + head + member)[:, None] * HEAD_DIM + dim[None, :]
@@ -277,7 +286,7 @@ def decode_attention_kernel(
         high = tl.minimum(low + CHUNK, seen)
         # masking pointers costs nothing; what a descriptor brings is masked in a loop of its own
         plain = low + (high - low) // KEYS * KEYS if DESCRIBED else low
-        row_table = table_ptr + row.to(tl.int64) * table_stride
+        row_table = table_ptr + slot.to(tl.int64) * table_stride
         maximum = tl.full([GROUP_PADDED], _NULL_SCORE, tl.float32)
         total = tl.zeros([GROUP_PADDED], tl.float32)
         out = tl.zeros([GROUP_PADDED, HEAD_DIM], tl.float32)
@@ -313,13 +322,17 @@ def decode_attention_kernel(
                 )
                 tl.store(counter, 0)
         work = later
-        row, chunk, seen, first = later_row, later_chunk, later_seen, later_first
+        row, slot, chunk, seen, first = later_row, later_slot, later_chunk, later_seen, later_first
 
 
 def plan(work: DecodeWork, rows: int) -> None:
-    """Lists the step's work from `work.seen[:rows]`. Nothing waits for the device; fit for graph capture."""
+    """Lists the step's work from `seen` and `slots` of these rows.
+
+    Nothing waits for the device; fit for graph capture.
+    """
     plan_kernel[(rows,)](
         work.seen,
+        work.slots,
         work.items,
         work.count,
         rows,
@@ -342,7 +355,7 @@ def decode_attention(
     tile: DecodeTile | None = None,
     pdl: bool = False,
 ) -> Tensor:
-    """[rows, heads, head_dim] for q of that shape, row i being the new token of the sequence in slot i.
+    """[rows, heads, head_dim] for q of that shape, row i being slot `work.slots[i]`'s new token.
 
     keys, values: [blocks, kv_heads, block_size, head_dim], head_dim a power of two from 16 on;
     block_table: int32 [slots, blocks]; `work` planned for these rows. Rows that see nothing keep what `out`

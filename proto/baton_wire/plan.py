@@ -77,7 +77,7 @@ class Plan:
     """One step for one worker group. Columns are numpy arrays of the dtypes above.
 
     `row_bound`: rows [0, row_bound) of the slot table take part; results carry so many tokens.
-    `bucket`: rows the forward pass is padded to (graph bucket), ≥ row_bound, chosen by the core.
+    `bucket`: at most so many slots decode; the forward pass over them is padded to it.
     `applied`: the last step whose result the core applied, 0 for none; `state_hash` is of that step.
     """
 
@@ -144,5 +144,5 @@ class Plan:
             self.admissions["mode"].max() > Mode.HELD or self.admissions["stops"].max() > MAX_STOP_IDS
         ):
             raise WireError("plan: an admission has an unknown mode or too many stop ids")
-        if self.bucket < self.row_bound:
-            raise WireError(f"plan: bucket {self.bucket} is below row bound {self.row_bound}")
+        if self.bucket < len(self.held):
+            raise WireError(f"plan: {len(self.held)} held slots are named in a bucket of {self.bucket}")

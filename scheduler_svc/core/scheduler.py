@@ -117,6 +117,7 @@ class Scheduler:
         if len(due) > self.pool.available and not self._make_room(due):
             return None
         changes = Changes()
+        decoding = len(self._ring)  # in this step; prompts that it ends join in the next
         if due:
             self._append_blocks(due, changes)
         if self._prefilling or self.waiting:
@@ -126,7 +127,7 @@ class Scheduler:
         if not len(self._ring) and not changes.chunks:
             assert not changes.appends
             return None
-        return self._seal(step, changes)
+        return self._seal(step, decoding, changes)
 
     def _make_room(self, due: set[int]) -> bool:
         """Preempts the latest sequences until every due slot can have its block.
@@ -232,7 +233,7 @@ class Scheduler:
                 self._last_steps.setdefault(sequence.last_step, set()).add(sequence.slot)
         return count
 
-    def _seal(self, step: int, changes: Changes) -> Plan:
+    def _seal(self, step: int, decoding: int, changes: Changes) -> Plan:
         """Makes the plan of what was decided and takes it into the planned view."""
         self._step = step
         for slot in self._last_steps.pop(step, ()):
@@ -245,7 +246,7 @@ class Scheduler:
             applied=self._applied,
             state_hash=self._hash,
             row_bound=self._bound,
-            bucket=-(-self._bound // multiple) * multiple,
+            bucket=-(-decoding // multiple) * multiple,
             releases=np.array(releases, RELEASE),
             **changes.columns(),
         )

@@ -264,8 +264,20 @@ def short_bound() -> Iterator[None]:
     """The row bound leaves the last slot out."""
     seal = Scheduler._seal
 
-    def shorter(self: Scheduler, step: int, changes: Changes) -> Plan:
-        return replace(seal(self, step, changes), row_bound=max(0, self._bound - 1))
+    def shorter(self: Scheduler, step: int, decoding: int, changes: Changes) -> Plan:
+        return replace(seal(self, step, decoding, changes), row_bound=max(0, self._bound - 1))
+
+    with patch.object(Scheduler, "_seal", shorter):
+        yield
+
+
+@bug
+def short_bucket() -> Iterator[None]:
+    """The pass over decoding slots has no row for the last of them."""
+    seal = Scheduler._seal
+
+    def shorter(self: Scheduler, step: int, decoding: int, changes: Changes) -> Plan:
+        return seal(self, step, max(0, decoding - self.limits.row_multiple), changes)
 
     with patch.object(Scheduler, "_seal", shorter):
         yield

@@ -128,6 +128,7 @@ class SlotTable:
         self._check_admitted(plan)
         tokens = np.full(plan.row_bound, NO_TOKEN, TOKEN)
         rows = self._decoding(plan)
+        require(len(rows) <= plan.bucket, f"{len(rows)} slots decode in a bucket of {plan.bucket}")
         sampled = self._chunks(plan)
         require(
             len(rows) + len(plan.chunk_tokens) <= self.hello.max_tokens_per_step,

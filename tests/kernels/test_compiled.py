@@ -82,7 +82,7 @@ def step():
     allowed = numbers(4, 4748)
     sampler.sample(bf16(SLOTS, vocabulary), slots, table, work, sampled)
     sampler.sample(bf16(SLOTS, vocabulary), slots, table, work, sampled, allowed=allowed, mask_rows=slots)
-    advance.begin(table, table, SLOTS, 16, numbers(SLOTS, dtype=torch.int8), numbers(1))
+    advance.begin(table, table, SLOTS, 16, numbers(SLOTS, dtype=torch.int8))
     advance.locate(table.block_table, 16, slots, slots, sampled)
     results = numbers(8, advance.HEADER + 2 * SLOTS)
     advance.advance(table, sampled, results, numbers(1, dtype=torch.int64))

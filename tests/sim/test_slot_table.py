@@ -165,6 +165,7 @@ WRONG = {
     "step": lambda t: replace(plan(t), step=9),
     "state hash": lambda t: replace(plan(t), state_hash=1),
     "row bound": lambda t: plan(t, row_bound=1),
+    "decode in a bucket": lambda t: plan(t, bucket=0),
     "row_multiple": lambda t: plan(t, row_bound=4, bucket=5),
     "released though free": lambda t: plan(t, releases=np.array([2], RELEASE)),
     "admitted though in use": lambda t: plan(t, admissions=admission(0)),

@@ -33,15 +33,14 @@ def plans(draw):
     chunks = [(draw(u16), draw(st.integers(0, 1)), draw(u32), n) for n in counts]
     held = draw(rows(HELD, u16, 4))
     words = draw(st.integers(0, 3))
-    row_bound = draw(u16)
 
     def tokens(n):
         return np.array(draw(st.lists(token, min_size=n, max_size=n)), TOKEN)
 
     return Plan(
         *(draw(u64), draw(u64), draw(u64)),
-        row_bound=row_bound,
-        bucket=draw(st.integers(row_bound, 2**16 - 1)),
+        row_bound=draw(u16),
+        bucket=draw(st.integers(len(held), 2**16 - 1)),
         releases=draw(rows(RELEASE, u16)),
         admissions=np.array(admissions, ADMISSION),
         stop_ids=tokens(sum(stops)),

@@ -109,7 +109,7 @@ def test_plans_that_contradict_themselves_are_refused():
             "admissions": np.array([(0, 0, 17, 0, 0, 0, (0, 0, 0, 0, 0))], ADMISSION),
             "stop_ids": np.zeros(17, "<i4"),
         },
-        "bucket": {"bucket": 1},
+        "bucket of 2": {"held": np.arange(3, dtype="<u2"), "masks": np.zeros((3, 1), "<u4")},
     }
     for text, change in wrong.items():
         with pytest.raises(WireError, match=text):

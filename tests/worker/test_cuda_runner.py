@@ -10,11 +10,15 @@ import pytest
 pytest.importorskip("triton", reason="kernels are Triton's; it is for Linux")
 
 CHECKS = Path(__file__).parent / "interpreted"
+SECONDS = 300  # an interpreted program takes milliseconds, and a step is hundreds of them
 
 
-def test_interpreted():
+@pytest.mark.timeout(2 * SECONDS)
+@pytest.mark.parametrize("which", ["come_and_go and True", "come_and_go and False", "not come_and_go"])
+def test_interpreted(which):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    command += ["-o", "addopts=--import-mode=importlib", "-o", "python_files=check_*.py", str(CHECKS)]
+    command += ["-o", "addopts=--import-mode=importlib", "-o", "python_files=check_*.py"]
+    command += ["-o", f"timeout={SECONDS}", "-k", which, str(CHECKS)]
     done = subprocess.run(
         command,
         cwd=CHECKS.parents[2],

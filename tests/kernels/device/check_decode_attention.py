@@ -19,6 +19,7 @@ def work_for(lengths, shape, device, chunk):
         poison(scratch)
     work.items.fill_(-1)
     work.seen.copy_(torch.tensor(lengths))
+    work.slots.copy_(torch.arange(len(lengths)))
     return work
 
 
@@ -54,11 +55,14 @@ def test_against_float64(which, dtype, device, full):
     cache = paged(lengths, kv_heads, head_dim, block_size, dtype, device)
     q = normal(len(lengths), heads, head_dim, dtype=dtype, device=device)
     work = work_for(lengths, shape, device, chunk if which else None)
+    mixed = torch.randperm(len(lengths), device=device)  # whose row is whose
+    work.slots.copy_(mixed)
+    cache.block_table[mixed] = cache.block_table.clone()
     for _ in range(2):  # as the second layer of a step
         out = run(q, cache, work, poison(torch.empty_like(q)))
     for row, length in enumerate(lengths):
         if length:
-            expected = cache.attend(q[row], row, length)
+            expected = cache.attend(q[row], int(mixed[row]), length)
             assert close(out[row], expected), (row, length)
         else:
             assert out[row].isnan().all()

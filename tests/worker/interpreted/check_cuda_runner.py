@@ -1,5 +1,6 @@
 """The CUDA runner, its kernels interpreted, beside the CPU's: same plans, same tokens, ends and hashes."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ from gpu_worker.errors import PlanError
 from tests.support.random_checkpoints import Shape, write_checkpoint
 from tests.worker import drive
 
-OPTIONS = {"max_num_seqs": 5, "num_kvcache_blocks": 6, "max_num_batched_tokens": 40, "kvcache_block_size": 16}
+OPTIONS = {"max_num_seqs": 5, "num_kvcache_blocks": 5, "max_num_batched_tokens": 40, "kvcache_block_size": 16}
 
 
 class Event:
@@ -53,7 +54,7 @@ def loaded(tmp_path_factory):
 def pair(loaded, device):
     """(the CUDA runner, the CPU's), alike."""
     host = drive.runner(loaded, **OPTIONS)
-    c, limits = loaded.config, host.limits
+    c, limits = loaded.config, replace(host.limits, row_multiple=1)
     shape = AttentionShape(c.heads, c.kv_heads, c.head_dim, limits.block_size)
     attention = TritonAttention(shape, loaded.dtype, torch.device("cpu"))
     rotary = build._rotary(reference.rotary_table(limits.max_model_len, c.head_dim, c.rope_theta))
@@ -87,7 +88,7 @@ class Both:
 def requests(count):
     return [
         drive.Request(
-            [(7 * i + j * j) % 300 for j in range(5 + 11 * i)],
+            [(7 * i + j * j) % 300 for j in range(5 + 9 * i)],
             max_tokens=3 + 2 * i,
             sampling=drive.sampling(temperature=0.7 * (i % 2), top_k=5 * (i % 3), seed=i),
             stop_ids=tuple(range(2 * i)),
@@ -103,10 +104,10 @@ def test_requests_that_come_and_go(pair, captured, monkeypatch):
     both = Both(pair)
     if not captured:
         pair[0]._prefiller._sizes.clear()
-    work = requests(6)
+    work = requests(5)
     for request in work:
-        request.max_tokens = 14  # until they need another block, and there is none
-    work += work[4:]  # their prefixes are cached by then
+        request.max_tokens = 12  # until they need another block, and there is none
+    work += work[4:]  # its prefix is cached by then
     run = drive.generate(both, work)
     assert all(end is not None for end in run.ends)
     assert run.preemptions and run.cached and max(both.prompts) > 1
@@ -162,6 +163,26 @@ def test_chunks_that_cannot_be_are_refused(pair, chunk, message):
         pair[0].execute(
             Plan(step=1, row_bound=1, bucket=1, chunks=np.array([chunk], CHUNK), chunk_tokens=tokens)
         )
+
+
+def test_a_bucket_beyond_the_table_is_refused(pair):
+    with pytest.raises(PlanError, match="bucket 6"):
+        pair[0].execute(Plan(step=1, row_bound=5, bucket=6))
+
+
+def test_a_step_has_rows_for_what_decodes_alone(pair, monkeypatch):
+    """The last slot of the table, in a bucket of one."""
+    hand = drive.Hand(Both(pair))
+    hand.admit(4, requests(2)[1])
+    rows, step = [], pair[0].decoder.step
+
+    def note(bucket):
+        rows.append(bucket)
+        step(bucket)
+
+    monkeypatch.setattr(pair[0].decoder, "step", note)
+    plan = Plan(step=hand.step + 1, row_bound=5, bucket=1)
+    assert hand.runner.execute(plan).tokens[4] >= 0 and rows == [1]
 
 
 def test_a_steady_plan_sends_nothing(pair, monkeypatch):
