@@ -158,6 +158,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--slots", type=int, default=512, help="sequences that run at a time [512]")
     parser.add_argument("--eager", action="store_true", help="no captured graphs")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 256])
+    parser.add_argument("--deterministic", action="store_true", help="as the worker's option")
     parser.add_argument("--no-pdl", action="store_true", help="no dependent launches")
     parser.add_argument("--trace", metavar="FILE", help="write profiles of decode to FILE-bN.txt")
     parser.add_argument("--block-size", type=int, default=64, help="positions of a cache block [64]")
@@ -169,6 +170,7 @@ def _make_runner(a: argparse.Namespace) -> CudaRunner:
     options += ["--max-num-seqs", str(a.slots), "--max-num-batched-tokens", "16384"]
     options += ["--kvcache-block-size", str(a.block_size)]
     options += ["--enforce-eager"] if a.eager else []
+    options += ["--deterministic"] if a.deterministic else []
     config = parse(["--model", a.model, *options])
     runner = build.make_runner(config, build.load_model(config))
     assert isinstance(runner, CudaRunner)

@@ -18,7 +18,7 @@ from gpu_worker import loader, models
 from gpu_worker.attention import AttentionShape, HostAttention, choose
 from gpu_worker.config import WorkerConfig
 from gpu_worker.errors import ConfigError
-from gpu_worker.exactness import row_multiple
+from gpu_worker.exactness import fix_rows, row_multiple
 from gpu_worker.fields import Fields
 from gpu_worker.layers.parts import parts_of
 from gpu_worker.limits import Limits, cache_blocks
@@ -89,6 +89,8 @@ class AnyRunner(Protocol):
 def make_runner(config: WorkerConfig, loaded: Loaded) -> AnyRunner:
     """The runner for the configured device, warmed up. Raises `ConfigError`."""
     choose(config.attention_backend, config.device)  # refuses before anything long begins
+    if config.deterministic:
+        fix_rows(loaded.model)
     if config.device == "cpu":
         return _make_cpu_runner(config, loaded)
     from gpu_worker.cuda.build import make_runner as make_cuda_runner  # needs triton
@@ -141,6 +143,8 @@ def _limits(config: WorkerConfig, loaded: Loaded, attention: HostAttention) -> L
     useful = config.max_num_seqs * -(-length // config.block_size)
     multiple = row_multiple(loaded.model, config.max_num_batched_tokens, config.max_num_seqs)
     for what, exact in (("linear layers", multiple is not None), ("attention", attention.is_exact())):
+        if not exact and config.deterministic:
+            raise ConfigError(f"--deterministic: {what} round by the number of rows on this machine")
         if not exact:
             log.warning("tokens may depend on the batch: %s round by the number of rows here", what)
     return Limits(

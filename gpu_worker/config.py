@@ -22,6 +22,12 @@ A worker holds one copy of a model and does what the scheduler's plans say. It d
 long as it takes, so either may be started first; both must be given the same checkpoint. More workers on the
 same run directory mean more capacity. A worker survives a restart of the scheduler: it dials again.
 
+--deterministic: a request gets the same tokens alone and in any batch, its prompt in one piece or in many, on
+the same device with the same options. On CPU that includes what was cached before and what is computed again
+after a preemption, and is refused where this machine's products round by the number of rows (without the
+option: a warning). On a GPU an answer's tokens are computed by another kernel than a prompt's, equal up to
+rounding: what is read from the cache of an earlier answer, or recomputed after a preemption, may differ.
+
 examples:
   python -m gpu_worker --model ./demo/model
   python -m gpu_worker --model Qwen/Qwen3-0.6B --max-model-len 4096 --max-num-seqs 32
@@ -42,6 +48,7 @@ class WorkerConfig:
     dtype: str
     load_format: str
     enforce_eager: bool
+    deterministic: bool
     gpu_memory_utilization: float
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -77,6 +84,8 @@ def parse(arguments: list[str]) -> WorkerConfig:
     if a.kvcache_block_size & (a.kvcache_block_size - 1):
         raise ConfigError(f"--kvcache-block-size {a.kvcache_block_size}: not a power of two")
     dtype = ("float32" if device == "cpu" else "bfloat16") if a.dtype == "auto" else a.dtype
+    if a.deterministic and device == "cuda" and dtype != "bfloat16":
+        raise ConfigError(f"--deterministic: on a GPU with --dtype bfloat16 only, not {dtype}")
     return WorkerConfig(
         model=a.model,
         endpoint=a.connect or ipc_endpoint((a.run_dir or default_run_dir()).absolute() / _SOCKET),
@@ -85,6 +94,7 @@ def parse(arguments: list[str]) -> WorkerConfig:
         dtype=dtype,
         load_format=a.load_format,
         enforce_eager=a.enforce_eager,
+        deterministic=a.deterministic,
         gpu_memory_utilization=a.gpu_memory_utilization,
         max_num_seqs=a.max_num_seqs,
         max_num_batched_tokens=a.max_num_batched_tokens,
@@ -160,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         help="for GPUs; no effect on CPU [0.9]",
     )
     add("--enforce-eager", action="store_true", help="no captured graphs; no effect on CPU")
+    add("--deterministic", action="store_true", help="a request's tokens do not depend on others; see below")
     add("--attention-backend", choices=("auto", "torch", "triton"), default="auto", help="[auto]")
     add(
         "--threads",

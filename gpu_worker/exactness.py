@@ -16,6 +16,12 @@ _MANY = (19, 25, 32, 50, 64, 128)
 _MOST_ROWS = 512  # what larger numbers would show is not worth the time to start
 
 
+def fix_rows(model: Layer) -> None:
+    """Makes layers that have a choice compute a row in the same way whatever the number of rows."""
+    for _, layer in walk(model):
+        layer.fix_rows()
+
+
 @torch.inference_mode()
 def row_multiple(model: Layer, max_rows: int, max_samples: int) -> int | None:
     """The least of MULTIPLES for which the model's linear layers are exact, None where there is none.

@@ -38,7 +38,8 @@ class LLM:
     model: a checkpoint folder in Hugging Face's layout, or a hub id. The other arguments are nano-vLLM's:
     limits in tokens, sequences and blocks; `num_kvcache_blocks` -1 takes what fits; `max_model_len` is capped
     by the model's own. Besides, options of the worker (`load_format` "dummy": random weights, for
-    measurements), and how long it may take to start. Raises StackError if the stack cannot start.
+    measurements; `deterministic`: a request's tokens do not depend on what runs beside it), and how long it
+    may take to start. Raises StackError if the stack cannot start.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class LLM:
         gpu_memory_utilization: float = 0.9,
         tensor_parallel_size: int = 1,
         enforce_eager: bool = False,
+        deterministic: bool = False,
         kvcache_block_size: int = 256,
         num_kvcache_blocks: int = -1,
         device: str = "auto",
@@ -74,8 +76,8 @@ class LLM:
         ]
         if num_kvcache_blocks != -1:
             worker_args += ["--num-kvcache-blocks", str(num_kvcache_blocks)]
-        if enforce_eager:
-            worker_args.append("--enforce-eager")
+        flags = {"--enforce-eager": enforce_eager, "--deterministic": deterministic}
+        worker_args += [flag for flag, given in flags.items() if given]
         options = StackOptions(
             model=str(path) if path.exists() else str(model),
             worker_args=worker_args,

@@ -51,6 +51,7 @@ class Attention(Protocol):
     """What a model needs of a backend, which owns the layout of the cache: nobody else looks into it."""
 
     blocks_multiple: int  # a block table is a multiple of so many blocks wide
+    deterministic: bool  # a row's bits are its own, whatever else is in the step
 
     def cache(self, layers: int, blocks: int) -> Tensor:
         """A cache [layers, …] of `blocks` blocks."""

@@ -33,8 +33,16 @@ class TritonAttention:
 
     blocks_multiple = 1
 
-    def __init__(self, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        shape: AttentionShape,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        deterministic: bool = False,
+    ) -> None:
         self.shape, self.dtype, self.device = shape, dtype, device
+        self.deterministic = deterministic
         self._scale = shape.head_dim**-0.5
 
     def cache(self, layers: int, blocks: int) -> Tensor:

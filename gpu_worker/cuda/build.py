@@ -33,7 +33,7 @@ def make_runner(config: WorkerConfig, loaded: "Loaded") -> CudaRunner:
     started = time.monotonic()
     shape = AttentionShape(c.heads, c.kv_heads, c.head_dim, config.block_size)
     device = torch.device(config.device)
-    attention = TritonAttention(shape, loaded.dtype, device)
+    attention = TritonAttention(shape, loaded.dtype, device, deterministic=config.deterministic)
     length = config.max_model_len or c.max_positions
     rotary = _rotary(reference.rotary_table(length, c.head_dim, c.rope_theta)).to(device)
     blocks = config.num_kvcache_blocks or _blocks(config, loaded, attention, shape, rotary, length)

@@ -83,7 +83,7 @@ class Prefiller:
 
     def lay_out(self, plan: Plan, page: NDArray[np.int32]) -> PassSize:
         """Writes the plan's chunks into a page of the inbox, from its first word on."""
-        return write(plan, self._tiling, self._sizes, page, split=True)
+        return write(plan, self._tiling, self._sizes, page, split=not self._attention.deterministic)
 
     def run(self, size: PassSize, inbox: Inbox, picks: bool) -> None:
         """Computes the chunks in the inbox. `picks`: some of them end a prompt, and sample its next token."""

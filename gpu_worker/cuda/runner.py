@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from baton_kernels import advance
-from baton_kernels.decode_attention import DecodeWork
+from baton_kernels.decode_attention import CHUNK, DecodeWork
 from baton_wire.columns import TOKEN
 from baton_wire.plan import Plan
 from baton_wire.result import ENDED, Result
@@ -63,7 +63,8 @@ class CudaRunner:
         width = -(-limits.max_model_len // limits.block_size)
         self.slots = SlotTable(slots, width, limits.block_size, limits.num_blocks, device)
         work = DecodeWork.make(
-            slots, shape.heads, shape.kv_heads, shape.head_dim, limits.max_model_len, device
+            *(slots, shape.heads, shape.kv_heads, shape.head_dim, limits.max_model_len, device),
+            chunk=CHUNK if attention.deterministic else None,
         )
         self.decoder = Decoder(model, attention, cache, rotary, self.slots, work, vocabulary)
         self._prefiller = Prefiller(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from gpu_worker.layers import ops
 from gpu_worker.layers.parts import Layer, Parts
 
 _packed_linear = torch.ops.mkldnn._linear_pointwise.default
@@ -29,6 +30,7 @@ class Linear(Layer):
         self.bias = torch.empty(self.shape[0]) if bias else None
         self.dtype = self.weight.dtype
         self._packed: Tensor | None = None
+        self._invariant = False
 
     def parts(self) -> Parts:
         sizes, names = list(self.projections.values()), list(self.projections)
@@ -37,12 +39,17 @@ class Linear(Layer):
             parts |= dict(zip((f"{n}.bias" for n in names), self.bias.split(sizes), strict=True))
         return parts
 
+    def fix_rows(self) -> None:
+        self._invariant = self.weight.is_cuda  # on CPU `exactness` finds out how many rows are alike
+
     def prepare(self) -> None:
         if self.weight.is_cpu and self.weight.numel() >= _PACK_FROM and torch.backends.mkldnn.is_available():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
             self.weight = self.weight.new_empty(0)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self._invariant:
+            return ops.invariant_product(x, self.weight, self.bias)
         if self._packed is None:
             return linear(x, self.weight, self.bias)
         product: Tensor = _packed_linear(x, self._packed, self.bias, "none", [], "")

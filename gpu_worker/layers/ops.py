@@ -18,6 +18,7 @@ DEPENDENT_ROWS = 64
 @cache
 def _kernels() -> Any:
     """Imported when first needed: without a CUDA device triton need not be there."""
+    import baton_kernels.invariant_linear
     import baton_kernels.linear
     import baton_kernels.rms_norm
     import baton_kernels.silu_mul
@@ -70,4 +71,10 @@ def product(
 ) -> Tensor:
     """before(x) · weightᵀ + residual in one kernel, for `few` rows; see `baton_kernels.linear.linear`."""
     out: Tensor = _kernels().linear.linear(x, weight, norm=norm, silu=silu, residual=residual, pdl=early(x))
+    return out
+
+
+def invariant_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x · weightᵀ + bias, a row's bits the same among any number; `baton_kernels.invariant_linear`."""
+    out: Tensor = _kernels().invariant_linear.invariant_linear(x, weight, bias, pdl=early(x))
     return out

@@ -24,6 +24,9 @@ class Layer:
         """
         return {}
 
+    def fix_rows(self) -> None:
+        """Called once, before the first rows come: from now on their bits may not depend on their number."""
+
     def prepare(self) -> None:
         """Called once when all parts are filled in: the layer may bring them into a faster layout."""
 

@@ -123,6 +123,9 @@ class Qwen3Decoder(Layer):
         self.norm = RMSNorm(c.hidden, c.norm_eps)
         self.fuses = not c.attention_bias  # fused products add none
 
+    def fix_rows(self) -> None:
+        self.fuses = False  # few rows go the way of many
+
     def __call__(self, tokens: Tensor, context: Context) -> Tensor:
         x = self.embed_tokens(tokens)
         residual: Tensor | None = None

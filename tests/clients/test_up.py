@@ -12,7 +12,7 @@ import time
 import pytest
 
 from baton_client import Client, Sampling, Stack, StackError, StackOptions
-from baton_client.cli.up import _WORKER_OPTIONS
+from baton_client.cli.up import _WORKER_FLAGS, _WORKER_OPTIONS
 from demo.corpus import load_pairs
 from gpu_worker.config import _parser
 from tests.clients.command import (
@@ -180,4 +180,4 @@ def test_the_workers_options_are_passed_through_by_their_own_names():
     own = {option for action in _parser()._actions for option in action.option_strings}
     by_hand = {"--model", "--run-dir", "--connect", "--group", "--threads", "--trace-dir", "--trace-steps"}
     rest = {option for option in own if not option.endswith("-timeout-s")} - by_hand
-    assert rest - {"-h", "--help", "--log-level"} == {*_WORKER_OPTIONS, "--enforce-eager"}
+    assert rest - {"-h", "--help", "--log-level"} == {*_WORKER_OPTIONS, *_WORKER_FLAGS}

@@ -9,6 +9,7 @@ pytest.importorskip("triton", reason="kernels are Triton's; it is for Linux")
 
 from baton_kernels import advance, sampler
 from baton_kernels.decode_attention import DecodeWork, decode_attention, plan
+from baton_kernels.invariant_linear import invariant_linear
 from baton_kernels.linear import linear
 from baton_kernels.prefill_attention import PromptChunk, plan_prefill, prefill_attention
 from baton_kernels.qk_rope_kv import qk_rope_kv
@@ -112,6 +113,17 @@ def test_linear(capability):
     (kernel,) = compiled(linears, capability).values()
     assert kernel.registers <= 128, kernel
     assert kernel.count(r"ld\.global[.\w:]*\.v4"), "wide loads"
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("rows", [1, 64, 256, 2048])
+def test_invariant_linear(rows, capability):
+    """The instruction is the same for any number of rows, or sums would not be."""
+    (kernel,) = compiled(invariant_linear, capability, bf16(rows, 1024), bf16(4096, 1024)).values()
+    assert kernel.registers <= 255, kernel
+    assert kernel.shared_bytes + RESERVED_BYTES <= SHARED_BYTES[capability], kernel
+    assert bool(kernel.count(r"wgmma\.mma_async")) == (capability == 90)
+    assert bool(kernel.count(r"mma\.sync")) == (capability != 90)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

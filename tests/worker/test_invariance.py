@@ -4,6 +4,9 @@ import random
 
 import pytest
 
+from gpu_worker import build
+from gpu_worker.config import parse
+from gpu_worker.errors import ConfigError
 from tests.support.random_checkpoints import Shape, write_checkpoint
 from tests.worker import drive
 
@@ -88,3 +91,21 @@ def test_bits_do_not_depend_on(name, loaded, alone):
     # A scenario that does not happen would test less than it says.
     assert bool(run.preemptions) == (name == "small pool")
     assert run.cached or name in ("all at once", "deep run-ahead")
+
+
+@pytest.mark.parametrize("what", ["linear layers", "attention"])
+def test_deterministic_is_refused_where_this_machine_cannot(what, loaded, monkeypatch):
+    """Without the option the same machine serves, with a warning."""
+    if what == "attention":
+        monkeypatch.setattr("gpu_worker.attention.torch_backend.batched_is_exact", lambda *_: False)
+    else:
+        monkeypatch.setattr(build, "row_multiple", lambda *_: None)
+    arguments = ["--model=unused", "--max-num-seqs=2", "--num-kvcache-blocks=8"]
+    build.make_runner(parse(arguments), loaded)
+    with pytest.raises(ConfigError, match=f"--deterministic: {what}"):
+        build.make_runner(parse([*arguments, "--deterministic"]), loaded)
+
+
+def test_deterministic_is_offered_where_the_machine_is_exact(loaded):
+    made = build.make_runner(parse(["--model=unused", "--max-num-seqs=2", "--deterministic"]), loaded)
+    assert made.limits.row_multiple > 0

@@ -38,6 +38,10 @@ _WORKER_OPTIONS = {
     "--load-format": ("auto|dummy", "dummy: random weights, for measurements"),
     "--tensor-parallel-size": ("N", "ranks that share one model"),
 }
+_WORKER_FLAGS = {
+    "--enforce-eager": "no CUDA graphs",
+    "--deterministic": "a request's tokens do not depend on what runs beside it",
+}
 _SCHEDULER_OPTIONS = {
     "--served-model-name": ("NAME", "the name under which the model is served"),
     "--max-queue": ("N", "requests that may wait"),
@@ -85,7 +89,8 @@ def add_parser(commands: Commands) -> None:
             kind = float if metavar == "S" else str
             group.add_argument(option, type=kind, metavar=metavar, help=text)
         if title == "worker":
-            group.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs")
+            for flag, text in _WORKER_FLAGS.items():
+                group.add_argument(flag, action="store_true", help=text)
     parser.set_defaults(address="")
 
 
@@ -149,18 +154,22 @@ def _run_detached(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> StackOptions:
-    eager = ["--enforce-eager"] if arguments.enforce_eager else []
     return StackOptions(
         model=arguments.model,
         listen=arguments.listen,
         workers=arguments.workers,
         run_dir=arguments.run_dir,
-        worker_args=[*_given(arguments, _WORKER_OPTIONS), *eager],
+        worker_args=_worker_arguments(arguments),
         scheduler_args=_given(arguments, _SCHEDULER_OPTIONS),
         ready_timeout_s=arguments.ready_timeout,
         drain_s=(30.0 if arguments.drain_grace_s is None else arguments.drain_grace_s) + 5.0,
         verbose=arguments.verbose,
     )
+
+
+def _worker_arguments(arguments: argparse.Namespace) -> list[str]:
+    flags = [flag for flag in _WORKER_FLAGS if getattr(arguments, flag[2:].replace("-", "_"))]
+    return [*_given(arguments, _WORKER_OPTIONS), *flags]
 
 
 def _given(arguments: argparse.Namespace, options: dict[str, tuple[str, str]]) -> list[str]:
@@ -178,8 +187,7 @@ def _attached_arguments(arguments: argparse.Namespace) -> list[str]:
         *("--run-dir", str(arguments.run_dir)),
         *("--ready-timeout", str(arguments.ready_timeout)),
         *(["--verbose"] if arguments.verbose else []),
-        *(["--enforce-eager"] if arguments.enforce_eager else []),
-        *_given(arguments, _WORKER_OPTIONS),
+        *_worker_arguments(arguments),
         *_given(arguments, _SCHEDULER_OPTIONS),
     ]
 

@@ -214,7 +214,8 @@ def test_what_is_written_down(processors, monkeypatch):
     for _ in range(200):
         plan = random_plan(rng, tiling)
         page = rng.integers(-9, 9, words).astype(np.int32)
-        size = prompt_rows.write(plan, tiling, sizes, page, True)
+        split = bool(rng.integers(0, 4))
+        size = prompt_rows.write(plan, tiling, sizes, page, split)
         assert size.words <= words
         rows = size.cut(page)
         total = len(plan.chunk_tokens)
@@ -246,4 +247,5 @@ def test_what_is_written_down(processors, monkeypatch):
         splits = {f: (n, p, k) for f, n, p, k in rows.splits.tolist() if n}
         assert {f: list(range(p, p + k)) for f, (_, p, k) in splits.items()} == parts
         used = [p for of in parts.values() for p in of]
+        assert split or not used
         assert sorted(used) == list(range(len(used))) and len(used) <= prefill_attention.PARTS

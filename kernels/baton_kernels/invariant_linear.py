@@ -1,0 +1,126 @@
+"""y = x · weightᵀ + bias in which a row's bits do not depend on how many rows there are.
+
+Outputs take the place that rows have in a usual product: they fill the height of a matrix instruction, which
+is fixed, and rows its width, which may be anything. So one row and 8,192 run the same instructions over the
+inputs in the same order; only how many rows share a tile differs, and a row does not feel its neighbours.
+Libraries choose other code, and other sums, for other numbers of rows.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from baton_kernels.launch import INTERPRETED, dependent, machine, wait_upstream
+
+_ROW_TILES = 8  # of rows that walk over the outputs together, so that what they share is still in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class InvariantTile:
+    """Outputs (64 fill an instruction), rows, inputs at a time, warps, pipeline stages."""
+
+    outputs: int
+    rows: int
+    inputs: int
+    warps: int
+    stages: int
+
+
+def invariant_tile(rows: int, capability: int) -> InvariantTile:
+    """For so many rows. Tiles differ in how work is shared out, never in a row's sum."""
+    if capability in (86, 89):  # shared memory is small
+        return InvariantTile(64, min(64, max(16, triton.next_power_of_2(rows))), 64, 4, 3)
+    if rows <= 64:
+        return InvariantTile(64, max(16, triton.next_power_of_2(rows)), 128, 4, 4)
+    if rows <= 512:
+        return InvariantTile(64, 64, 128, 4, 4)
+    return InvariantTile(128, 128, 64, 8, 3)
+
+
+@triton.jit
+def invariant_linear_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    rows,
+    outputs,
+    x_stride,
+    INPUTS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    BIAS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Program: BLOCK_OUT outputs of BLOCK_ROWS rows; TOGETHER tiles of rows take an output tile in turn."""
+    row_tiles = tl.cdiv(rows, BLOCK_ROWS)
+    band = TOGETHER * tl.cdiv(outputs, BLOCK_OUT)
+    first = tl.program_id(0) // band * TOGETHER
+    height = tl.minimum(row_tiles - first, TOGETHER)
+    within = tl.program_id(0) % band
+    row = (first + within % height) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    output = within // height * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    column = tl.arange(0, BLOCK_IN)
+    known, inside = row < rows, output < outputs
+    weight_ptr += output.to(tl.int64)[:, None] * INPUTS + column[None, :]
+    x_ptr += row.to(tl.int64)[None, :] * x_stride + column[:, None]
+    total = tl.zeros([BLOCK_OUT, BLOCK_ROWS], tl.float32)
+    wait_upstream(PDL)
+    for start in range(0, INPUTS, BLOCK_IN):
+        if INPUTS % BLOCK_IN == 0:
+            weight = tl.load(weight_ptr + start, mask=inside[:, None], other=0.0)
+            x = tl.load(x_ptr + start, mask=known[None, :], other=0.0)
+        else:
+            left = column < INPUTS - start
+            weight = tl.load(weight_ptr + start, mask=inside[:, None] & left[None, :], other=0.0)
+            x = tl.load(x_ptr + start, mask=known[None, :] & left[:, None], other=0.0)
+        if INTERPRETED:
+            weight, x = weight.to(tl.float32), x.to(tl.float32)
+        total = tl.dot(weight, x, total, input_precision="ieee")
+    if BIAS:
+        total += tl.load(bias_ptr + output, mask=inside, other=0.0).to(tl.float32)[:, None]
+    place = row.to(tl.int64)[:, None] * outputs + output[None, :]
+    value = tl.trans(total).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + place, value, mask=known[:, None] & inside[None, :])
+
+
+def invariant_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    tile: InvariantTile | None = None,
+    pdl: bool = False,
+) -> Tensor:
+    """[rows, outputs] for x [rows, inputs], whose rows may be strided, and weight [outputs, inputs]."""
+    rows, (outputs, inputs) = x.shape[0], weight.shape
+    assert weight.is_contiguous() and x.shape[1] == inputs and x.stride(1) == 1
+    tile = tile or invariant_tile(rows, machine(x.device)[0])
+    out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device) if out is None else out
+    pdl = dependent(pdl, x.device)
+    invariant_linear_kernel[(triton.cdiv(rows, tile.rows) * triton.cdiv(outputs, tile.outputs),)](
+        x,
+        weight,
+        weight if bias is None else bias,
+        out,
+        rows,
+        outputs,
+        x.stride(0),
+        INPUTS=inputs,
+        BLOCK_OUT=tile.outputs,
+        BLOCK_ROWS=tile.rows,
+        BLOCK_IN=tile.inputs,
+        TOGETHER=_ROW_TILES,
+        BIAS=bias is not None,
+        PDL=pdl,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        **({"launch_pdl": True} if pdl else {}),
+    )
+    return out
