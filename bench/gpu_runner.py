@@ -14,7 +14,6 @@ import random
 import statistics
 import sys
 import time
-from collections import deque
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from scheduler_svc.core.sequence import Sequence
 from scheduler_svc.core.step import Limits
 
 VOCABULARY = 10_000
+_KINDS = (1, 16, 64, 128, 192, 256, 1 << 16)
 
 
 class Engine:
@@ -64,8 +64,9 @@ class Engine:
             self.scheduler.add(Sequence.of(self.owners, submit))
             self.owners += 1
         start = time.perf_counter()
-        host_us, device_us, steps, tokens = [], 0, 0, 0
-        waiting: deque[int] = deque()
+        host_us, tokens = [], 0
+        kinds: dict[int, tuple[int, int]] = {}  # (rows that decode, prompt tokens) of steps in flight
+        done: list[tuple[int, int, int]] = []  # … and their device microseconds
         while self.scheduler.load or self.scheduler.in_flight:
             while self.scheduler.in_flight < self.credit.plans:
                 began = time.perf_counter()
@@ -74,18 +75,17 @@ class Engine:
                     break
                 self.runner.submit(Plan.decode(plan.encode()))
                 host_us.append((time.perf_counter() - began) * 1e6)
-                waiting.append(plan.step)
+                kinds[plan.step] = (plan.bucket, len(plan.chunk_tokens))
             for result in self.runner.finished():
                 tokens += len(self.scheduler.apply(result).tokens)
                 self.credit.observe(result.exec_us)
-                device_us += result.exec_us
-                steps += 1
+                done.append((*kinds.pop(result.step), result.exec_us))
         return {
             "seconds": time.perf_counter() - start,
             "host_us": statistics.median(host_us),
-            "device_s": device_us / 1e6,
-            "steps": steps,
+            "device_s": sum(us for *_, us in done) / 1e6,
             "tokens": tokens,
+            "steps": done,
         }
 
 
@@ -136,6 +136,22 @@ def _decode(engine: Engine, prompts: list[list[int]]) -> tuple[float, float, flo
     return wall, device, float(high["host_us"])
 
 
+def _by_kind(steps: list[tuple[int, int, int]]) -> str:
+    """Where a run's device time went: steps with prompts, and the others by rows."""
+    kinds: dict[str, list[tuple[int, int, int]]] = {}
+    for rows, prompt, us in steps:
+        kind = "with prompts" if prompt else f"up to {next(n for n in _KINDS if rows <= n)} rows"
+        kinds.setdefault(kind, []).append((rows, prompt, us))
+    lines = []
+    for kind, found in kinds.items():
+        rows, prompt, us = (sum(column) for column in zip(*found, strict=True))
+        lines.append(
+            f"{kind}: {len(found)} steps, {us / 1e6:.2f} s, {us / len(found) / 1e3:.2f} ms each; "
+            f"{rows / len(found):.0f} rows, {prompt} prompt tokens"
+        )
+    return "\n".join(lines)
+
+
 def _throughput(engine: Engine) -> list[int]:
     """Output tokens per second of the 256 requests, two rounds, no prefix in the cache."""
     random.seed(0)
@@ -146,6 +162,7 @@ def _throughput(engine: Engine) -> list[int]:
         engine.reset()
         run = engine.run(prompts, lengths, temperature=0.6)
         rates.append(round(run["tokens"] / run["seconds"]))
+    print(_by_kind(run["steps"]), file=sys.stderr, flush=True)
     return rates
 
 

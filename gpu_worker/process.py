@@ -78,6 +78,7 @@ def _run(config: WorkerConfig) -> int:
     def reset() -> None:
         log.warning("session lost, dialling again")
         runner.reset()
+        watchdog.end()
 
     session = WorkerSession(config.endpoint, build.hello(config, loaded, runner.limits, digest), reset)
     log.info("dialling %s group=%s", config.endpoint, config.group)
@@ -96,8 +97,23 @@ def serve(
     stop: _Stop,
     tracer: Tracer,
 ) -> None:
-    """The loop: plans in, results out, until asked to stop; across sessions, each with a fresh table."""
+    """The loop: plans in, results out, until asked to stop; across sessions, each with a fresh table.
+
+    A step has `step_timeout_s` from when it is the oldest not through: a device may hang without raising.
+    """
     epoch = 0
+
+    def reply() -> bool:
+        """Sends the results that are there; whether there were any."""
+        results = runner.finished()
+        for result in results:
+            session.reply(result)
+        if results:
+            watchdog.end()
+            if runner.outstanding:
+                watchdog.begin(f"step {results[-1].step + 1}", step_timeout_s)
+        return bool(results)
+
     while not stop.asked:
         plans = session.poll(0.0 if runner.outstanding else _POLL_S)
         if session.epoch != epoch:
@@ -106,16 +122,9 @@ def serve(
                 log.info("session epoch=%d", epoch)
         for plan in plans:
             tracer.before_step()
-            with watchdog.phase(f"step {plan.step}", step_timeout_s):
-                runner.submit(plan)
-            _reply(session, runner)  # at once: the core sends the next plan while this one's successor runs
-        if not plans and not _reply(session, runner) and runner.outstanding:
+            if not runner.outstanding:
+                watchdog.begin(f"step {plan.step}", step_timeout_s)
+            runner.submit(plan)
+            reply()  # at once: the core sends the next plan while this one's successor runs
+        if not plans and not reply() and runner.outstanding:
             time.sleep(_SPIN_S)
-
-
-def _reply(session: WorkerSession, runner: build.AnyRunner) -> int:
-    """Sends the results that are there; how many."""
-    results = runner.finished()
-    for result in results:
-        session.reply(result)
-    return len(results)

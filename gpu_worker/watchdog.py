@@ -18,15 +18,25 @@ class Watchdog:
         self._phase: tuple[str, float, float] | None = None  # name, limit, when it ends; replaced as a whole
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
+    def begin(self, name: str, limit_s: float) -> None:
+        """Ends the process unless `end` or `begin` follows in `limit_s` seconds (noticed within a tenth)."""
+        self.end()
+        self._phase = (name, limit_s, time.monotonic() + limit_s)
+
+    def end(self) -> None:
+        """The phase is over; nothing happens where there is none."""
+        phase, self._phase = self._phase, None
+        if phase is not None:
+            _check(phase)  # it may have been too long before anybody looked
+
     @contextmanager
     def phase(self, name: str, limit_s: float) -> Iterator[None]:
-        """Ends the process unless the body is over within `limit_s` seconds (noticed within a tenth)."""
-        phase = self._phase = (name, limit_s, time.monotonic() + limit_s)
+        """The body is a phase."""
+        self.begin(name, limit_s)
         try:
             yield
         finally:
-            self._phase = None
-            _check(phase)  # it may have been over before anybody looked
+            self.end()
 
     def _watch(self) -> None:
         while True:

@@ -16,7 +16,8 @@ from gpu_worker.cuda.inbox import aligned
 
 PICKS = 32  # rows that a captured pass may sample from; also its most chunks
 ROWS_MULTIPLE = 16  # rows of any pass: kernels compiled for multiples of 16 serve all
-_CAPTURED = (16, 32, 64, 128, 256, 384, 512, 768, 1024, 1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096)
+# Close together: padding costs a large model as much as rows do.
+_CAPTURED = (16, 32, 64, *range(128, 1025, 128), *range(1280, 2049, 256), *range(2560, 4097, 512))
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,6 +197,53 @@ def test_a_step_that_takes_too_long_ends_the_worker(place, start):
     core.close()
 
 
+DEVICE = """
+import sys, time
+from collections import deque
+from types import SimpleNamespace
+from gpu_worker.process import serve
+from gpu_worker.watchdog import Watchdog
+
+step_s, steps, limit_s = map(float, sys.argv[1:])
+
+class Runner:
+    '''A device that takes step_s for each of the steps, all queued at once.'''
+    pending, free_at = deque(), 0.0
+    outstanding = property(lambda self: len(self.pending))
+    def submit(self, plan):
+        self.free_at = max(self.free_at, time.monotonic()) + step_s
+        self.pending.append((self.free_at, plan.step))
+    def finished(self):
+        found = []
+        while self.pending and self.pending[0][0] <= time.monotonic():
+            found.append(SimpleNamespace(step=self.pending.popleft()[1]))
+        return found
+
+class Session:
+    epoch, replies = 1, 0
+    def poll(self, timeout_s):
+        plans, self.poll = [SimpleNamespace(step=i + 1) for i in range(int(steps))], lambda _: []
+        return plans
+    def reply(self, result):
+        Session.replies += 1
+        stop.asked = Session.replies == steps
+
+stop = SimpleNamespace(asked=False)
+serve(Session(), Runner(), Watchdog(), limit_s, stop, SimpleNamespace(before_step=lambda: None))
+"""
+
+
+@pytest.mark.parametrize(
+    ("step_s", "limit_s", "says"),
+    [(0.1, 0.5, ""), (60, 0.2, "gpu_worker: step 1 took longer than 0.2 s"), (0.3, 0.2, "step 1 took")],
+)
+def test_a_device_that_hangs_ends_the_worker(step_s, limit_s, says):
+    """The limit is one step's, however many are queued before it."""
+    command = [sys.executable, "-c", DEVICE, str(step_s), "10", str(limit_s)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, says in done.stderr) == (70 if says else 0, True), done.stderr
+
+
 def test_a_plan_that_cannot_be_ends_the_worker(place, start):
     core = Core(place[1])
     worker = start()
