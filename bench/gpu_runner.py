@@ -152,13 +152,13 @@ def _by_kind(steps: list[tuple[int, int, int]]) -> str:
     return "\n".join(lines)
 
 
-def _throughput(engine: Engine) -> list[int]:
-    """Output tokens per second of the 256 requests, two rounds, no prefix in the cache."""
+def _throughput(engine: Engine, rounds: int) -> list[int]:
+    """Output tokens per second of the 256 requests, round by round, no prefix in the cache."""
     random.seed(0)
     prompts = [[random.randint(0, VOCABULARY) for _ in range(random.randint(100, 1024))] for _ in range(256)]
     lengths = [random.randint(100, 1024) for _ in range(256)]
     rates = []
-    for _ in range(2):
+    for _ in range(rounds):
         engine.reset()
         run = engine.run(prompts, lengths, temperature=0.6)
         rates.append(round(run["tokens"] / run["seconds"]))
@@ -172,6 +172,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("model", help="folder with a config.json")
     parser.add_argument("--quick", action="store_true", help="no throughput run")
+    parser.add_argument("--rounds", type=int, default=2, help="of the throughput run [2]")
     parser.add_argument("--slots", type=int, default=512, help="sequences that run at a time [512]")
     parser.add_argument("--eager", action="store_true", help="no captured graphs")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 256])
@@ -225,7 +226,7 @@ def main() -> None:
         seconds = min(engine.run([p], [1])["seconds"] for p in long[1:])
         figures[f"ttft_8k_{name}_ms"] = round(seconds * 1e3, 2)
     if not a.quick:
-        figures["throughput_tok_s"] = _throughput(engine)
+        figures["throughput_tok_s"] = _throughput(engine, a.rounds)
     print(json.dumps(figures))
 
 
