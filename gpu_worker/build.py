@@ -15,7 +15,7 @@ from baton_wire.hello import WorkerHello
 from baton_wire.plan import ADMISSION, APPEND, CHUNK, Plan
 from baton_wire.result import Result
 from gpu_worker import loader, models
-from gpu_worker.attention import AttentionShape, HostAttention, choose
+from gpu_worker.attention import AttentionShape, Case, HostAttention, choose
 from gpu_worker.config import WorkerConfig
 from gpu_worker.errors import ConfigError
 from gpu_worker.exactness import fix_rows, row_multiple
@@ -42,11 +42,16 @@ class Loaded:
 
 
 def load_model(config: WorkerConfig) -> Loaded:
-    """Finds, checks and reads the checkpoint. Raises `CheckpointError`."""
+    """Finds, checks and reads the checkpoint.
+
+    Raises `CheckpointError`, or `ConfigError` where the attention backend cannot serve this model.
+    """
     started = time.monotonic()
     folder = loader.locate(config.model)
     model_config = models.read_config(Fields(folder / "config.json"))
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    backend = choose(config.attention_backend, _case(config, model_config, dtype))  # refuses early
+    log.info("attention backend=%s asked=%s", backend.__name__, config.attention_backend)
     with torch.device(config.device):
         model = models.build(model_config, dtype)
     _set_threads(config.threads, model)
@@ -56,6 +61,11 @@ def load_model(config: WorkerConfig) -> Loaded:
         loader.load(model, folder)
     log.info("weights loaded model=%s dtype=%s seconds=%.1f", folder, dtype, time.monotonic() - started)
     return Loaded(folder, model_config, model, dtype)
+
+
+def _case(config: WorkerConfig, c: ModelConfig, dtype: torch.dtype) -> Case:
+    shape = AttentionShape(c.heads, c.kv_heads, c.head_dim, config.block_size)
+    return Case(shape, dtype, torch.device(config.device), config.deterministic)
 
 
 def _set_threads(asked: int | None, model: Model) -> None:
@@ -88,7 +98,6 @@ class AnyRunner(Protocol):
 
 def make_runner(config: WorkerConfig, loaded: Loaded) -> AnyRunner:
     """The runner for the configured device, warmed up. Raises `ConfigError`."""
-    choose(config.attention_backend, config.device)  # refuses before anything long begins
     if config.deterministic:
         fix_rows(loaded.model)
     if config.device == "cpu":
@@ -101,9 +110,8 @@ def make_runner(config: WorkerConfig, loaded: Loaded) -> AnyRunner:
 def _make_cpu_runner(config: WorkerConfig, loaded: Loaded) -> Runner:
     """Sizes the cache, tests exactness and warms up."""
     c, model = loaded.config, loaded.model
-    shape = AttentionShape(c.heads, c.kv_heads, c.head_dim, config.block_size)
-    device = torch.device(config.device)
-    attention = choose(config.attention_backend, config.device)(shape, loaded.dtype, device)
+    case = _case(config, c, loaded.dtype)
+    attention: HostAttention = choose(config.attention_backend, case)(case.shape, case.dtype, case.device)
     limits = _limits(config, loaded, attention)
     rotary = reference.rotary_table(limits.max_model_len, c.head_dim, c.rope_theta)
     cache = attention.cache(c.layers, limits.num_blocks)

@@ -16,6 +16,7 @@ _DEFAULTS = {
     "cpu": {"max_num_seqs": 64, "max_num_batched_tokens": 2048, "kvcache_block_size": 16},
     "cuda": {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "kvcache_block_size": 64},
 }
+_FLASH_ATTN_BLOCK_SIZE = 256  # the least that flash-attn takes
 
 _EPILOG = """\
 A worker holds one copy of a model and does what the scheduler's plans say. It dials the scheduler for as
@@ -71,6 +72,8 @@ def parse(arguments: list[str]) -> WorkerConfig:
     if a.tensor_parallel_size != 1:
         raise ConfigError(f"--tensor-parallel-size {a.tensor_parallel_size}: only 1 is offered so far")
     device = _device(a.device)
+    if a.attention_backend == "flash_attn" and a.kvcache_block_size is None:
+        a.kvcache_block_size = _FLASH_ATTN_BLOCK_SIZE
     for name, value in _DEFAULTS[device].items():
         if getattr(a, name) is None:
             setattr(a, name, value)
@@ -158,7 +161,12 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--max-model-len", type=_count, metavar="N", help="tokens of a sequence [what the model was made for]"
     )
-    add("--kvcache-block-size", type=_count, metavar="N", help="tokens of a cache block [16; GPU 64]")
+    add(
+        "--kvcache-block-size",
+        type=_count,
+        metavar="N",
+        help="tokens of a cache block [16; GPU 64; flash_attn 256]",
+    )
     add(
         "--num-kvcache-blocks", type=_count, metavar="N", help="blocks of the cache [at most 2 GiB of memory]"
     )
@@ -171,7 +179,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--enforce-eager", action="store_true", help="no captured graphs; no effect on CPU")
     add("--deterministic", action="store_true", help="a request's tokens do not depend on others; see below")
-    add("--attention-backend", choices=("auto", "torch", "triton"), default="auto", help="[auto]")
+    add(
+        "--attention-backend",
+        choices=("auto", "torch", "triton", "flash_attn"),
+        default="auto",
+        help="auto: torch on CPU, triton on CUDA; flash_attn: on CUDA, if that package is there [auto]",
+    )
     add(
         "--threads",
         type=_count,

@@ -10,8 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpu_worker.errors import ConfigError
-
 if TYPE_CHECKING:
     from gpu_worker.layers.norm import QKNormRope
 
@@ -76,6 +74,50 @@ class HostAttention(Attention, Protocol):
         """Everything about the step that layers share. block_table: [slots, blocks]."""
 
 
+class Tiler(Protocol):
+    """How the host lists prompt chunks for a backend."""
+
+    @property
+    def height(self) -> int:
+        """Rows that an item has at most."""
+
+    @property
+    def most_split(self) -> int:
+        """Up to so many items may be split into parts, which need room."""
+
+    def cut(
+        self, slot: Numbers, first: Numbers, rows: Numbers, start: Numbers, *, split: bool = True
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """(items, splits) of chunks of `rows` rows from row `first` on, positions `start` … in `slot`."""
+
+
+class DecodeSpace(Protocol):
+    """What a backend keeps for decode steps; these two are written before a step is planned."""
+
+    @property
+    def seen(self) -> Tensor:
+        """int32 [rows]: positions that a row sees, its own among them; 0 for a row that is masked."""
+
+    @property
+    def slots(self) -> Tensor:
+        """int32 [rows]: whose row it is, -1 for nobody's."""
+
+
+class DeviceAttention(Attention, Protocol):
+    """A backend whose steps are planned on the device, in captured graphs, from rows that it reads there."""
+
+    tiling: Tiler
+
+    def decode_space(self, rows: int, max_length: int) -> Any:
+        """`DecodeSpace` for so many rows of up to `max_length` positions."""
+
+    def plan_decode(self, space: Any, rows: int, block_table: Tensor) -> Any:
+        """What layers share of a step over the first `rows` of `space`; block_table: int32 [slots, blocks]."""
+
+    def plan_prompts(self, items: Tensor, splits: Tensor, block_table: Tensor) -> Any:
+        """What layers share of a pass over chunks, which `tiling` listed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """All that a model's forward pass needs besides tokens: passed down, never global."""
@@ -84,22 +126,3 @@ class Context:
     cache: Tensor  # [layers, …]
     work: Any  # the backend's plan of this step
     rotary: Tensor  # [rows, 2, head_dim]
-
-
-def choose(name: str, device: str) -> type[Any]:
-    """The backend class called `name`, or the best one for `device` where it is `auto`.
-
-    Raises `ConfigError`, saying why, where that backend cannot serve.
-    """
-    cuda = device.startswith("cuda")
-    if name == "triton" or (name == "auto" and cuda):
-        if not cuda:
-            raise ConfigError(f"--attention-backend {name}: its kernels need a CUDA device, not {device}")
-        from gpu_worker.attention.triton_backend import TritonAttention
-
-        return TritonAttention
-    if cuda:
-        raise ConfigError(f"--attention-backend {name}: plans its steps on the host, for CPU only")
-    from gpu_worker.attention.torch_backend import TorchAttention
-
-    return TorchAttention

@@ -5,12 +5,13 @@ says which. Cache: [layers, 2, blocks, kv_heads, block_size, head_dim].
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from baton_kernels.decode_attention import DecodeWork, decode_attention
-from baton_kernels.prefill_attention import PrefillWork, prefill_attention
+from baton_kernels.decode_attention import CHUNK, DecodeWork, decode_attention, plan
+from baton_kernels.prefill_attention import PrefillWork, Tiling, prefill_attention
 from baton_kernels.qk_rope_kv import qk_rope_kv
 from gpu_worker.attention.interface import AttentionShape, Context
 from gpu_worker.layers import ops
@@ -24,8 +25,8 @@ class Rows:
     positions: Tensor  # int32 [rows]
     places: Tensor  # int32 [rows], block · block_size + offset, -1 for rows that write nothing
     block_table: Tensor  # int32 [slots, blocks]
-    decode: DecodeWork | None = None
-    prefill: PrefillWork | None = None
+    decode: Any = None  # of the backend's `plan_decode` …
+    prefill: Any = None  # … or `plan_prompts`
 
 
 class TritonAttention:
@@ -43,6 +44,11 @@ class TritonAttention:
     ) -> None:
         self.shape, self.dtype, self.device = shape, dtype, device
         self.deterministic = deterministic
+        heads = (shape.heads, shape.kv_heads, shape.head_dim)
+        self.tiling = Tiling.make(*heads, shape.block_size, device)
+        # what tiles that are split leave behind; the lists are a pass's own
+        empty = torch.empty(0, dtype=torch.int32, device=device)
+        self._space = self.tiling.work(empty, empty, shape.heads, shape.head_dim)
         self._scale = shape.head_dim**-0.5
 
     def cache(self, layers: int, blocks: int) -> Tensor:
@@ -50,6 +56,21 @@ class TritonAttention:
         s = self.shape
         size = (layers, 2, blocks, s.kv_heads, s.block_size, s.head_dim)
         return torch.zeros(size, dtype=self.dtype, device=self.device)
+
+    def decode_space(self, rows: int, max_length: int) -> DecodeWork:
+        """See `DeviceAttention.decode_space`."""
+        s = self.shape
+        chunk = CHUNK if self.deterministic else None
+        return DecodeWork.make(rows, s.heads, s.kv_heads, s.head_dim, max_length, self.device, chunk)
+
+    def plan_decode(self, space: DecodeWork, rows: int, block_table: Tensor) -> DecodeWork:
+        """See `DeviceAttention.plan_decode`."""
+        plan(space, rows)
+        return space
+
+    def plan_prompts(self, items: Tensor, splits: Tensor, block_table: Tensor) -> PrefillWork:
+        """See `DeviceAttention.plan_prompts`."""
+        return self._space.over(items, splits)
 
     def forward(self, qkv: Tensor, norm: QKNormRope, layer: int, context: Context) -> Tensor:
         """See `Attention.forward`. `context.rotary` is the whole table; `context.work` is `Rows`."""

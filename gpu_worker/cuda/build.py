@@ -11,8 +11,7 @@ from torch import Tensor
 from baton_kernels import reference
 from baton_wire.columns import TOKEN
 from baton_wire.plan import ADMISSION, APPEND, CHUNK, Plan
-from gpu_worker.attention import AttentionShape
-from gpu_worker.attention.triton_backend import TritonAttention
+from gpu_worker.attention import AttentionShape, Case, DeviceAttention, choose
 from gpu_worker.config import WorkerConfig
 from gpu_worker.cuda.runner import CudaRunner
 from gpu_worker.errors import ConfigError
@@ -33,11 +32,14 @@ def make_runner(config: WorkerConfig, loaded: "Loaded") -> CudaRunner:
     started = time.monotonic()
     shape = AttentionShape(c.heads, c.kv_heads, c.head_dim, config.block_size)
     device = torch.device(config.device)
-    attention = TritonAttention(shape, loaded.dtype, device, deterministic=config.deterministic)
+    case = Case(shape, loaded.dtype, device, config.deterministic)
+    attention: DeviceAttention = choose(config.attention_backend, case)(
+        shape, loaded.dtype, device, deterministic=config.deterministic
+    )
     length = config.max_model_len or c.max_positions
     rotary = _rotary(reference.rotary_table(length, c.head_dim, c.rope_theta)).to(device)
-    blocks = config.num_kvcache_blocks or _blocks(config, loaded, attention, shape, rotary, length)
-    runner = _runner(config, loaded, attention, shape, rotary, length, blocks, config.max_num_seqs)
+    blocks = config.num_kvcache_blocks or _blocks(config, loaded, attention, rotary, length)
+    runner = _runner(config, loaded, attention, rotary, length, blocks, config.max_num_seqs)
     _warm_up(runner)
     runner.prepare(graphs=not config.enforce_eager)
     runner.reset()
@@ -52,8 +54,7 @@ def make_runner(config: WorkerConfig, loaded: "Loaded") -> CudaRunner:
 def _runner(
     config: WorkerConfig,
     loaded: "Loaded",
-    attention: TritonAttention,
-    shape: AttentionShape,
+    attention: DeviceAttention,
     rotary: Tensor,
     length: int,
     blocks: int,
@@ -68,9 +69,7 @@ def _runner(
         row_multiple=1,
     )
     cache = attention.cache(loaded.config.layers, blocks)
-    return CudaRunner(
-        loaded.model, attention, shape, cache, rotary, limits, vocabulary=loaded.config.vocab_size
-    )
+    return CudaRunner(loaded.model, attention, cache, rotary, limits, vocabulary=loaded.config.vocab_size)
 
 
 def _rotary(table: Tensor) -> Tensor:
@@ -83,8 +82,7 @@ def _rotary(table: Tensor) -> Tensor:
 def _blocks(
     config: WorkerConfig,
     loaded: "Loaded",
-    attention: TritonAttention,
-    shape: AttentionShape,
+    attention: DeviceAttention,
     rotary: Tensor,
     length: int,
 ) -> int:
@@ -94,7 +92,7 @@ def _blocks(
     need = -(-(config.max_num_batched_tokens + 1) // config.block_size) + _PROFILE_ROWS
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    runner = _runner(config, loaded, attention, shape, rotary, length, need, _PROFILE_ROWS)
+    runner = _runner(config, loaded, attention, rotary, length, need, _PROFILE_ROWS)
     held = torch.cuda.memory_allocated() - before
     _warm_up(runner, config.max_num_batched_tokens)
     peak = torch.cuda.max_memory_allocated() - before - held

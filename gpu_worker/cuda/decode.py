@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from baton_kernels import advance, sampler
-from baton_kernels.decode_attention import DecodeWork, plan
 from baton_kernels.sampler import SampleWork
-from gpu_worker.attention.interface import Attention, Context
+from gpu_worker.attention.interface import Context, DecodeSpace, DeviceAttention
 from gpu_worker.attention.triton_backend import Rows
 from gpu_worker.models import Model
 from gpu_worker.slots import SlotTable
@@ -35,13 +34,13 @@ class StepRows:
     sampled: Tensor
 
     @staticmethod
-    def make(work: DecodeWork) -> "StepRows":
-        """For as many rows as the attention's work list, which `seen` and `slots` belong to."""
+    def make(space: DecodeSpace) -> "StepRows":
+        """For as many rows as the attention's space, which `seen` and `slots` belong to."""
 
         def numbers() -> Tensor:
-            return torch.zeros_like(work.seen)
+            return torch.zeros_like(space.seen)
 
-        return StepRows(numbers(), numbers(), numbers(), work.seen, work.slots, numbers())
+        return StepRows(numbers(), numbers(), numbers(), space.seen, space.slots, numbers())
 
 
 def buckets(most: int) -> list[int]:
@@ -56,17 +55,17 @@ class Decoder:
     def __init__(
         self,
         model: Model,
-        attention: Attention,
+        attention: DeviceAttention,
         cache: Tensor,
         rotary: Tensor,
         table: SlotTable,
-        work: DecodeWork,
+        space: DecodeSpace,
         vocabulary: int,
     ) -> None:
         slots, device = len(table), cache.device
         self._model, self._attention, self._cache, self._rotary = model, attention, cache, rotary
-        self._table, self._work = table, work
-        self.rows = StepRows.make(work)
+        self._table, self._space = table, space
+        self.rows = StepRows.make(space)
         self.sampling = SampleWork.make(slots, vocabulary, device)
         self._named = torch.zeros(slots, dtype=torch.int8, device=device)
         self._buckets = buckets(slots)
@@ -114,8 +113,8 @@ class Decoder:
         """`masks`: int32 [slots + 1], which of `allowed` a slot is under; -1 for none, and at the end."""
         table, rows = self._table, self.rows
         advance.begin(table, rows, bucket, table.block_size, self._named)
-        plan(self._work, bucket)
-        work = Rows(rows.positions[:bucket], rows.places[:bucket], table.block_table, decode=self._work)
+        decode = self._attention.plan_decode(self._space, bucket, table.block_table)
+        work = Rows(rows.positions[:bucket], rows.places[:bucket], table.block_table, decode=decode)
         context = Context(self._attention, self._cache, work, self._rotary)
         hidden = self._model(rows.tokens[:bucket], context)
         logits = self._model.logits(hidden)

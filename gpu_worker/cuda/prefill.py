@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from baton_kernels import advance, sampler
-from baton_kernels.prefill_attention import Tiling
 from baton_kernels.sampler import SampleWork
 from baton_wire.plan import Plan
-from gpu_worker.attention.interface import Attention, AttentionShape, Context
+from gpu_worker.attention.interface import Context, DeviceAttention
 from gpu_worker.attention.triton_backend import Rows
 from gpu_worker.cuda.inbox import Inbox
 from gpu_worker.cuda.prompt_rows import PassRows, PassSize, captured_sizes, largest_words, write
@@ -32,8 +31,7 @@ class Prefiller:
     def __init__(
         self,
         model: Model,
-        attention: Attention,
-        shape: AttentionShape,
+        attention: DeviceAttention,
         cache: Tensor,
         rotary: Tensor,
         table: SlotTable,
@@ -44,11 +42,7 @@ class Prefiller:
         """`sampling`, `sampled`: the decode step's; `sampled` has the tokens of prompts that end."""
         self._model, self._attention, self._cache, self._rotary = model, attention, cache, rotary
         self._table, self._sampling, self._sampled = table, sampling, sampled
-        heads = (shape.heads, shape.kv_heads, shape.head_dim)
-        self._tiling = Tiling.make(*heads, shape.block_size, cache.device)
-        # what tiles that are split leave behind; the lists are a pass's own
-        empty = torch.empty(0, dtype=torch.int32, device=cache.device)
-        self._space = self._tiling.work(empty, empty, shape.heads, shape.head_dim)
+        self._tiling = attention.tiling
         self._sizes = captured_sizes(self._tiling, len(table), most_rows)
         self._graphs: dict[PassSize, torch.cuda.CUDAGraph] = {}
         self._head: torch.cuda.CUDAGraph | None = None
@@ -108,10 +102,10 @@ class Prefiller:
 
     def _forward(self, rows: PassRows) -> Tensor:
         """Hidden states [rows, hidden]; keys and values are in the cache after it."""
-        table, space = self._table, self._space
+        table = self._table
         places = torch.empty_like(rows.positions)
         advance.locate(table.block_table, table.block_size, rows.slots, rows.positions, places)
-        work = space.over(rows.items, rows.splits)
+        work = self._attention.plan_prompts(rows.items, rows.splits, table.block_table)
         context = Context(
             attention=self._attention,
             cache=self._cache,

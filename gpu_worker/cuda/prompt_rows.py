@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baton_kernels.prefill_attention import ITEM_FIELDS, PARTS, SPLIT_FIELDS, Tiling
+from baton_kernels.prefill_attention import ITEM_FIELDS, PARTS, SPLIT_FIELDS
 from baton_wire.plan import Plan
+from gpu_worker.attention.interface import Tiler
 from gpu_worker.cuda.inbox import aligned
 
 PICKS = 32  # rows that a captured pass may sample from; also its most chunks
@@ -58,11 +59,11 @@ class PassRows:
     tokens: Any  # [rows]
     positions: Any  # [rows]
     slots: Any  # [rows], -1 in the padding
-    items: Any  # [items, 8], see `PrefillWork`
+    items: Any  # [items, 8], of the backend's `Tiler`; zeros where there is none
     splits: Any  # [splits, 4]
 
 
-def captured_sizes(tiling: Tiling, slots: int, most_rows: int) -> list[PassSize]:
+def captured_sizes(tiling: Tiler, slots: int, most_rows: int) -> list[PassSize]:
     """Sizes to capture for a table of `slots`, the smallest first."""
     picks = min(PICKS, slots)
     found, fewest = [], 1
@@ -75,7 +76,7 @@ def captured_sizes(tiling: Tiling, slots: int, most_rows: int) -> list[PassSize]
     return found
 
 
-def largest_words(tiling: Tiling, slots: int, most_rows: int) -> int:
+def largest_words(tiling: Tiler, slots: int, most_rows: int) -> int:
     """Words of the largest pass over `most_rows` tokens of at most `slots` chunks."""
     rows = -(-most_rows // ROWS_MULTIPLE) * ROWS_MULTIPLE
     items = -(-rows // tiling.height) + slots + PARTS
@@ -85,9 +86,7 @@ def largest_words(tiling: Tiling, slots: int, most_rows: int) -> int:
     )
 
 
-def write(
-    plan: Plan, tiling: Tiling, sizes: list[PassSize], page: NDArray[np.int32], split: bool
-) -> PassSize:
+def write(plan: Plan, tiling: Tiler, sizes: list[PassSize], page: NDArray[np.int32], split: bool) -> PassSize:
     """Writes down the plan's chunks; the least of `sizes` that holds them, or one of their own."""
     slot, start, count = (plan.chunks[name].astype(np.int64) for name in ("slot", "start", "count"))
     ends = count.cumsum()

@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from baton_kernels import advance
-from baton_kernels.decode_attention import CHUNK, DecodeWork
 from baton_wire.columns import TOKEN
 from baton_wire.plan import Plan
 from baton_wire.result import ENDED, Result
-from gpu_worker.attention.interface import AttentionShape
-from gpu_worker.attention.triton_backend import TritonAttention
+from gpu_worker.attention.interface import DeviceAttention
 from gpu_worker.cuda.decode import Decoder
 from gpu_worker.cuda.inbox import Inbox, send
 from gpu_worker.cuda.prefill import Prefiller
@@ -49,8 +47,7 @@ class CudaRunner:
     def __init__(
         self,
         model: Model,
-        attention: TritonAttention,
-        shape: AttentionShape,
+        attention: DeviceAttention,
         cache: Tensor,
         rotary: Tensor,
         limits: Limits,
@@ -62,13 +59,10 @@ class CudaRunner:
         device, slots = cache.device, limits.max_slots
         width = -(-limits.max_model_len // limits.block_size)
         self.slots = SlotTable(slots, width, limits.block_size, limits.num_blocks, device)
-        work = DecodeWork.make(
-            *(slots, shape.heads, shape.kv_heads, shape.head_dim, limits.max_model_len, device),
-            chunk=CHUNK if attention.deterministic else None,
-        )
-        self.decoder = Decoder(model, attention, cache, rotary, self.slots, work, vocabulary)
+        space = attention.decode_space(slots, limits.max_model_len)
+        self.decoder = Decoder(model, attention, cache, rotary, self.slots, space, vocabulary)
         self._prefiller = Prefiller(
-            *(model, attention, shape, cache, rotary, self.slots),
+            *(model, attention, cache, rotary, self.slots),
             *(self.decoder.sampling, self.decoder.rows.sampled, limits.max_tokens_per_step),
         )
         self._inbox = Inbox(self._prefiller.words + 3 * _CHANGED_WORDS * slots, RING, device)

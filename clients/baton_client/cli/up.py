@@ -34,7 +34,7 @@ _WORKER_OPTIONS = {
     "--kvcache-block-size": ("N", "token positions of a block"),
     "--num-kvcache-blocks": ("N", "blocks of the key-value cache"),
     "--gpu-memory-utilization": ("F", "the part of the device's memory to use"),
-    "--attention-backend": ("auto|torch|triton", "how attention is computed"),
+    "--attention-backend": ("auto|torch|triton|flash_attn", "how attention is computed"),
     "--load-format": ("auto|dummy", "dummy: random weights, for measurements"),
     "--tensor-parallel-size": ("N", "ranks that share one model"),
 }

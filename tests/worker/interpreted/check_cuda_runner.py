@@ -59,7 +59,7 @@ def pair(loaded, device):
     attention = TritonAttention(shape, loaded.dtype, torch.device("cpu"))
     rotary = build._rotary(reference.rotary_table(limits.max_model_len, c.head_dim, c.rope_theta))
     cache = attention.cache(c.layers, limits.num_blocks).fill_(torch.nan)
-    made = CudaRunner(loaded.model, attention, shape, cache, rotary, limits, vocabulary=c.vocab_size)
+    made = CudaRunner(loaded.model, attention, cache, rotary, limits, vocabulary=c.vocab_size)
     made.prepare(graphs=False)
     made.reset()
     return made, host
