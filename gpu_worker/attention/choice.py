@@ -99,7 +99,7 @@ def _refuse_device(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"its kernels need a CUDA device, not {device}: --attention-backend torch"
     try:
-        import triton  # noqa: F401
+        import baton_kernels.launch  # noqa: F401
     except ImportError as error:
         return f"the package triton does not load ({error}): pip install 'baton-serve[gpu]'"
     capability = torch.cuda.get_device_capability(device)

@@ -106,13 +106,15 @@ class DecodeSpace(Protocol):
 class DeviceAttention(Attention, Protocol):
     """A backend whose steps are planned on the device, in captured graphs, from rows that it reads there."""
 
-    tiling: Tiler
+    @property
+    def tiling(self) -> Tiler:
+        """How the host is to list prompt chunks."""
 
     def decode_space(self, rows: int, max_length: int) -> Any:
         """`DecodeSpace` for so many rows of up to `max_length` positions."""
 
     def plan_decode(self, space: Any, rows: int, block_table: Tensor) -> Any:
-        """What layers share of a step over the first `rows` of `space`; block_table: int32 [slots, blocks]."""
+        """What layers share of a step over the first `rows` of `space`. block_table: int32 [slots, blocks]"""
 
     def plan_prompts(self, items: Tensor, splits: Tensor, block_table: Tensor) -> Any:
         """What layers share of a pass over chunks, which `tiling` listed."""
