@@ -101,5 +101,6 @@ def check(shape: AttentionShape, device: torch.device) -> None:
     """Chunks of new prompts, after a prefix, across blocks, of one row; then decode rows, some masked."""
     pair = Pair(shape, [0, 300, 0, 255, 511, 0], device)
     pair.prompts([(4, 511, 40), (0, 0, 17), (1, 300, 1), (2, 0, 3)])
-    pair.decode([(3, 255), (0, 17), (4, 551), (5, 0), (-1, 0), (-1, 0)])
+    pair.prompts([(5, 0, 1)], spare=0)
+    pair.decode([(3, 255), (0, 17), (4, 551), (5, 1), (-1, 0), (-1, 0)])
     pair.decode([(-1, 0)])

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from gpu_worker.attention import AttentionShape, choose
+from gpu_worker.attention import AttentionShape, Case, choose
 from gpu_worker.config import parse
 from gpu_worker.errors import ConfigError
 from tests.support import fake_flash_attn
@@ -26,8 +26,8 @@ def machine(monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn", fake_flash_attn)
 
 
-def asked(name, *, head_dim=128, block_size=256, dtype=BF16, device=CUDA):
-    return choose(name, AttentionShape(8, 4, head_dim, block_size), dtype, device)
+def asked(name, *, head_dim=128, block_size=256, dtype=BF16, device=CUDA, deterministic=False):
+    return choose(name, Case(AttentionShape(8, 4, head_dim, block_size), dtype, device, deterministic))
 
 
 @pytest.mark.parametrize("dtype", [BF16, F32])
@@ -57,6 +57,7 @@ REFUSED = [
     ("triton", {"head_dim": 512}, "model's is 512: --device cpu"),
     ("flash_attn", {"device": CPU}, "need a CUDA device, not cpu: --attention-backend torch"),
     ("flash_attn", {"dtype": F32}, "float16 and bfloat16, not float32: --dtype bfloat16"),
+    ("flash_attn", {"deterministic": True}, "so --deterministic needs triton"),
     ("flash_attn", {"head_dim": 100}, "multiple of 8 up to 256, the model's is 100: "),
     ("flash_attn", {"head_dim": 264}, "the model's is 264: "),
     (

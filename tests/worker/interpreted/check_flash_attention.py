@@ -16,7 +16,7 @@ from tests.worker import drive
 from tests.worker.interpreted.check_cuda_runner import Both, device  # noqa: F401
 
 BLOCK = 256
-OPTIONS = {"max_num_seqs": 3, "num_kvcache_blocks": 5, "max_num_batched_tokens": 24, "kvcache_block_size": 16}
+OPTIONS = {"max_num_seqs": 3, "num_kvcache_blocks": 4, "max_num_batched_tokens": 24, "kvcache_block_size": 16}
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +65,7 @@ def flash_runner(loaded, limits):
     return made
 
 
-def test_requests_that_come_and_go(tmp_path, package, monkeypatch):
+def test_requests_beside_the_cpu(tmp_path, package, monkeypatch):
     """Chunked prompts, decodes beside them, prefix hits, preemption, beside the CPU runner: same tokens.
 
     In float32, for in two bytes the two round differently, and in small blocks, which take few tokens: both
@@ -85,7 +85,8 @@ def test_requests_that_come_and_go(tmp_path, package, monkeypatch):
         )
         for i, length in enumerate((20, 30, 5))
     ]
-    work.append(drive.Request([*work[1].prompt, 1, 2], max_tokens=3))  # its prefix is cached by then
+    again = [*work[1].prompt, 1, 2]  # the prefix is cached by then
+    work.append(drive.Request(again, max_tokens=3, sampling=drive.sampling(seed=9)))
     run = drive.generate(both, work)
     assert all(end is not None for end in run.ends)
     assert run.preemptions and run.cached and max(both.prompts) > 1
