@@ -109,7 +109,7 @@ class FlashAttention:
         return FlashPrompts(_ends(items[:, _ROWS]), _ends(items[:, _SEEN]), table)
 
     def forward(self, qkv: Tensor, norm: QKNormRope, layer: int, context: Context) -> Tensor:
-        """See `Attention.forward`. `context.rotary` is the whole table; `context.work` is `Rows`."""
+        """See `Attention.forward`. `context.rotary` is the whole table; `context.work` is `Rows`: decode's first, then prompts'."""
         rows: Rows = context.work
         keys, values = context.cache[layer]
         q = qk_rope_kv(
@@ -117,9 +117,13 @@ class FlashAttention:
             *(keys.transpose(1, 2), values.transpose(1, 2)),
             pdl=ops.early(qkv),
         )
+        parts, count = [], 0
         if rows.decode is not None:
-            return self._decode(q, keys, values, rows.decode).flatten(1)
-        return self._prompts(q, keys, values, rows.prefill).flatten(1)
+            count = len(rows.decode.seen)
+            parts.append(self._decode(q[:count], keys, values, rows.decode))
+        if rows.prefill is not None:
+            parts.append(self._prompts(q[count:], keys, values, rows.prefill))
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1)
 
     def _decode(self, q: Tensor, keys: Tensor, values: Tensor, work: FlashDecode) -> Tensor:
         out: Tensor = flash_attn_with_kvcache(

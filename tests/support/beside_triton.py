@@ -1,5 +1,9 @@
 """A layer by the flash_attn backend beside ours, over the same rows and the same cache."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 
 from baton_kernels import reference
@@ -11,6 +15,19 @@ from gpu_worker.layers.norm import QKNormRope
 
 TOLERANCE = 2e-2  # of numbers of size 1 in bfloat16
 LONGEST = 1024
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one kind; `plan`: what a backend plans for them, by keyword of `Rows`."""
+
+    slots: list[int]
+    positions: list[int]
+    plan: Callable[[Any], dict[str, Any]]
+
+    @property
+    def valid(self):
+        return [i for i, slot in enumerate(self.slots) if slot >= 0]
 
 
 class Pair:
@@ -48,27 +65,8 @@ class Pair:
             for s, p in zip(slots, positions, strict=True)
         ]
 
-    def forward(self, slots, positions, plan):
-        """Outputs of both on fresh random rows; `plan`: the rows' plan of a backend, by keyword of `Rows`."""
-        s = self.shape
-        width = (s.heads + 2 * s.kv_heads) * s.head_dim
-        qkv = torch.randn(len(slots), width, device=self.device).to(self.dtype)
-        places = self.numbers(self.places(slots, positions))
-        out = []
-        for backend, cache in zip(self.backends, self.caches, strict=True):
-            work = Rows(self.numbers(positions), places, self.table, **plan(backend))
-            out.append(backend.forward(qkv.clone(), self.norm, 0, Context(backend, cache, work, self.rotary)))
-        ours, theirs = self.caches[0], self.caches[1].transpose(3, 4)
-        assert torch.equal(ours.nan_to_num(7), theirs.nan_to_num(7)), "what was written"
-        return out
-
-    def compare(self, out, rows):
-        ours, theirs = (x[rows] for x in out)
-        assert ours.isfinite().all()
-        torch.testing.assert_close(theirs, ours, atol=TOLERANCE, rtol=TOLERANCE)
-
     def decode(self, rows):
-        """rows: (slot, position); slot -1 for a row that is masked."""
+        """rows: (slot, position) of each; slot -1 for a row that is masked."""
         slots, positions = map(list, zip(*rows, strict=True))
 
         def plan(backend):
@@ -77,16 +75,15 @@ class Pair:
             space.slots[: len(rows)] = self.numbers(slots)
             return {"decode": backend.plan_decode(space, len(rows), self.table)}
 
-        self.compare(self.forward(slots, positions, plan), [i for i, s in enumerate(slots) if s >= 0])
+        return Part(slots, positions, plan)
 
     def prompts(self, chunks, spare=2):
-        """chunks: (slot, start, rows), after them padding; `spare`: items that are empty."""
+        """chunks: (slot, start, rows) of each, after them padding; `spare`: items that are empty."""
         slot, start, count = (torch.tensor(x).numpy() for x in zip(*chunks, strict=True))
         ends, total = count.cumsum(), int(count.sum())
-        padded = -(-(total + 1) // ROWS_MULTIPLE) * ROWS_MULTIPLE
-        slots, positions = [-1] * padded, [0] * padded
-        slots[:total] = slot.repeat(count).tolist()
-        positions[:total] = [a + i for _, a, n in chunks for i in range(n)]
+        padding = -(-(total + 1) // ROWS_MULTIPLE) * ROWS_MULTIPLE - total
+        slots = slot.repeat(count).tolist() + [-1] * padding
+        positions = [a + i for _, a, n in chunks for i in range(n)] + [0] * padding
 
         def plan(backend):
             items, splits = backend.tiling.cut(slot, ends - count, count, start)
@@ -94,13 +91,48 @@ class Pair:
             splits = torch.from_numpy(splits).to(self.device)
             return {"prefill": backend.plan_prompts(items, splits, self.table)}
 
-        self.compare(self.forward(slots, positions, plan), slice(total))
+        return Part(slots, positions, plan)
+
+    def inputs(self, *parts):
+        """Fresh random projections for the rows of these parts."""
+        s = self.shape
+        width = (s.heads + 2 * s.kv_heads) * s.head_dim
+        return torch.randn(sum(len(p.slots) for p in parts), width, device=self.device).to(self.dtype)
+
+    def forward(self, which, qkv, *parts):
+        """Outputs of one backend over these parts, in one pass."""
+        backend, cache = self.backends[which], self.caches[which]
+        slots, positions = (sum((getattr(p, x) for p in parts), []) for x in ("slots", "positions"))
+        plans = {name: plan for part in parts for name, plan in part.plan(backend).items()}
+        places = self.numbers(self.places(slots, positions))
+        work = Rows(self.numbers(positions), places, self.table, **plans)
+        return backend.forward(qkv.clone(), self.norm, 0, Context(backend, cache, work, self.rotary))
+
+    def compare(self, part):
+        qkv = self.inputs(part)
+        ours, theirs = (self.forward(which, qkv, part)[part.valid] for which in (0, 1))
+        assert ours.isfinite().all()
+        torch.testing.assert_close(theirs, ours, atol=TOLERANCE, rtol=TOLERANCE)
+        ours, theirs = self.caches[0], self.caches[1].transpose(3, 4)
+        assert torch.equal(ours.nan_to_num(7), theirs.nan_to_num(7)), "what was written"
 
 
 def check(shape: AttentionShape, device: torch.device) -> None:
     """Chunks of new prompts, after a prefix, across blocks, of one row; then decode rows, some masked."""
     pair = Pair(shape, [0, 300, 0, 255, 511, 0], device)
-    pair.prompts([(4, 511, 40), (0, 0, 17), (1, 300, 1), (2, 0, 3)])
-    pair.prompts([(5, 0, 1)], spare=0)
-    pair.decode([(3, 255), (0, 17), (4, 551), (5, 1), (-1, 0), (-1, 0)])
-    pair.decode([(-1, 0)])
+    pair.compare(pair.prompts([(4, 511, 40), (0, 0, 17), (1, 300, 1), (2, 0, 3)]))
+    pair.compare(pair.prompts([(5, 0, 1)], spare=0))
+    pair.compare(pair.decode([(3, 255), (0, 17), (4, 551), (5, 1), (-1, 0), (-1, 0)]))
+    pair.compare(pair.decode([(-1, 0)]))
+
+
+def check_together(shape: AttentionShape, device: torch.device) -> None:
+    """Decode rows and prompt rows in one pass of the flash_attn backend get what they get alone."""
+    pair = Pair(shape, [300, 0, 255, 0], device)
+    decode, prompts = pair.decode([(2, 255), (-1, 0)]), pair.prompts([(0, 300, 5), (3, 0, 9)])
+    qkv = pair.inputs(decode, prompts)
+    together = pair.forward(1, qkv, decode, prompts)
+    count = len(decode.slots)
+    for part, rows in ((decode, slice(count)), (prompts, slice(count, None))):
+        alone = pair.forward(1, qkv[rows], part)
+        assert torch.equal(together[rows][part.valid], alone[part.valid])

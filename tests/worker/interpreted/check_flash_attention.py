@@ -51,6 +51,12 @@ def test_a_layer_beside_triton(group):
     check(AttentionShape(2 * group, 2, 16, BLOCK), torch.device("cpu"))
 
 
+def test_decode_and_prompt_rows_together():
+    from tests.support.beside_triton import check_together
+
+    check_together(AttentionShape(4, 2, 16, BLOCK), torch.device("cpu"))
+
+
 def flash_runner(loaded, limits):
     from gpu_worker.attention.flash_backend import FlashAttention
 
