@@ -109,7 +109,10 @@ class FlashAttention:
         return FlashPrompts(_ends(items[:, _ROWS]), _ends(items[:, _SEEN]), table)
 
     def forward(self, qkv: Tensor, norm: QKNormRope, layer: int, context: Context) -> Tensor:
-        """See `Attention.forward`. `context.rotary` is the whole table; `context.work` is `Rows`: decode's first, then prompts'."""
+        """See `Attention.forward`. `context.rotary` is the whole table; `context.work` is `Rows`.
+
+        Decode rows come first where there are prompt rows too.
+        """
         rows: Rows = context.work
         keys, values = context.cache[layer]
         q = qk_rope_kv(
