@@ -14,7 +14,9 @@ SECONDS = 300  # an interpreted program takes milliseconds, and a step is hundre
 
 
 @pytest.mark.timeout(2 * SECONDS)
-@pytest.mark.parametrize("which", ["come_and_go and True", "come_and_go and False", "not come_and_go"])
+@pytest.mark.parametrize(
+    "which", ["come_and_go and True", "come_and_go and False", "not come_and_go and not flash", "flash"]
+)
 def test_interpreted(which):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
     command += ["-o", "addopts=--import-mode=importlib", "-o", "python_files=check_*.py"]
