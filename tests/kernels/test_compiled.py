@@ -161,5 +161,6 @@ def test_prefill_attention(block_size, bulk, capability):
 def test_step(capability):
     kernels = compiled(step, capability)
     assert kernels["search_rows_kernel"].registers <= 128  # 512 threads
+    assert kernels["score_tiles_kernel"].registers <= 128  # two programs of 256 threads at a time
     for name in ("begin_kernel", "locate_kernel", "advance_kernel"):
         assert kernels[name].registers <= 64, kernels[name]
