@@ -78,7 +78,6 @@ def _run(config: WorkerConfig) -> int:
     def reset() -> None:
         log.warning("session lost, dialling again")
         runner.reset()
-        watchdog.end()
 
     session = WorkerSession(config.endpoint, build.hello(config, loaded, runner.limits, digest), reset)
     log.info("dialling %s group=%s", config.endpoint, config.group)
@@ -118,6 +117,7 @@ def serve(
         plans = session.poll(0.0 if runner.outstanding else _POLL_S)
         if session.epoch != epoch:
             epoch = session.epoch
+            watchdog.end()  # the runner has forgotten the steps of the session that was lost
             if epoch:
                 log.info("session epoch=%d", epoch)
         for plan in plans:

@@ -204,7 +204,8 @@ from types import SimpleNamespace
 from gpu_worker.process import serve
 from gpu_worker.watchdog import Watchdog
 
-step_s, steps, limit_s = map(float, sys.argv[1:])
+step_s, steps, limit_s = map(float, sys.argv[1:4])
+lost = sys.argv[4:] == ['lost']  # the session, as soon as the steps are queued
 
 class Runner:
     '''A device that takes step_s for each of the steps, all queued at once.'''
@@ -222,14 +223,23 @@ class Runner:
 class Session:
     epoch, replies = 1, 0
     def poll(self, timeout_s):
-        plans, self.poll = [SimpleNamespace(step=i + 1) for i in range(int(steps))], lambda _: []
+        plans, self.poll = [SimpleNamespace(step=i + 1) for i in range(int(steps))], self.later
         return plans
+    def later(self, timeout_s):
+        if lost and self.epoch:
+            self.epoch = 0
+            runner.pending.clear()  # as `reset` does
+        elif lost:
+            time.sleep(3 * limit_s)
+            stop.asked = True
+        return []
     def reply(self, result):
         Session.replies += 1
         stop.asked = Session.replies == steps
 
 stop = SimpleNamespace(asked=False)
-serve(Session(), Runner(), Watchdog(), limit_s, stop, SimpleNamespace(before_step=lambda: None))
+runner = Runner()
+serve(Session(), runner, Watchdog(), limit_s, stop, SimpleNamespace(before_step=lambda: None))
 """
 
 
@@ -242,6 +252,13 @@ def test_a_device_that_hangs_ends_the_worker(step_s, limit_s, says):
     command = [sys.executable, "-c", DEVICE, str(step_s), "10", str(limit_s)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, says in done.stderr) == (70 if says else 0, True), done.stderr
+
+
+def test_steps_of_a_lost_session_have_no_limit():
+    """They are forgotten: nobody waits for them while the worker dials again."""
+    command = [sys.executable, "-c", DEVICE, "60", "10", "0.3", "lost"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_plan_that_cannot_be_ends_the_worker(place, start):
