@@ -1,8 +1,8 @@
 """Lays out the rows of one forward pass from a plan and the slot table, on the host.
 
 For devices whose memory the host shares, CPU that is: rows are packed, decoding slots first, then the chunks'
-tokens, then padding. The plan's bucket, meant for captured graphs over all rows of the table, is not needed
-then: no row's bits depend on the others.
+tokens, then padding. The plan's bucket, which picks captured graphs elsewhere, is only checked: no row's bits
+depend on the others.
 """
 
 from dataclasses import dataclass
@@ -36,10 +36,12 @@ def lay_out(plan: Plan, slots: SlotTable, multiple: int, max_rows: int) -> Step 
     """The step that `plan` asks for, None where nothing is to be computed.
 
     `multiple`: rows are padded to a multiple of this. Raises `PlanError` where chunks do not go on where the
-    slot is, or there are more than `max_rows` rows.
+    slot is, more slots decode than the bucket says, or there are more than `max_rows` rows.
     """
     decoding = _decoding(plan, slots)
     decodes, total = len(decoding), len(decoding) + len(plan.chunk_tokens)
+    if decodes > plan.bucket:
+        raise PlanError(f"step {plan.step}: {decodes} slots decode in a bucket of {plan.bucket}")
     if total > max_rows:
         raise PlanError(f"step {plan.step}: {total} rows, at most {max_rows} were offered")
     if not total:

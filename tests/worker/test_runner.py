@@ -242,6 +242,7 @@ def test_a_plan_without_work(hand):
         ({"appends": np.array([(0, 1)] * 33, APPEND)}, "slot 0 gets block"),
         ({"held": np.array([7], np.uint16), "masks": mask()}, "held of slot 7"),
         ({"row_bound": 7, "bucket": 8}, "row bound 7"),
+        ({"bucket": 0}, "1 slots decode in a bucket of 0"),
         (
             {"chunks": np.array([(2, 0, 0, 1)], CHUNK), "chunk_tokens": np.zeros(1, np.int32)},
             "chunk at 0 for slot 2: FREE",
