@@ -87,8 +87,6 @@ def parse(arguments: list[str]) -> WorkerConfig:
     if a.kvcache_block_size & (a.kvcache_block_size - 1):
         raise ConfigError(f"--kvcache-block-size {a.kvcache_block_size}: not a power of two")
     dtype = ("float32" if device == "cpu" else "bfloat16") if a.dtype == "auto" else a.dtype
-    if a.deterministic and device == "cuda" and dtype != "bfloat16":
-        raise ConfigError(f"--deterministic: on a GPU with --dtype bfloat16 only, not {dtype}")
     return WorkerConfig(
         model=a.model,
         endpoint=a.connect or ipc_endpoint((a.run_dir or default_run_dir()).absolute() / _SOCKET),

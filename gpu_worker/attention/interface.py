@@ -49,7 +49,6 @@ class Attention(Protocol):
     """What a model needs of a backend, which owns the layout of the cache: nobody else looks into it."""
 
     blocks_multiple: int  # a block table is a multiple of so many blocks wide
-    deterministic: bool  # a row's bits are its own, whatever else is in the step
 
     def cache(self, layers: int, blocks: int) -> Tensor:
         """A cache [layers, …] of `blocks` blocks."""
@@ -106,6 +105,8 @@ class DecodeSpace(Protocol):
 class DeviceAttention(Attention, Protocol):
     """A backend whose steps are planned on the device, in captured graphs, from rows that it reads there."""
 
+    deterministic: bool  # a row's bits are its own, whatever else is in the step
+
     @property
     def tiling(self) -> Tiler:
         """How the host is to list prompt chunks."""
@@ -114,7 +115,7 @@ class DeviceAttention(Attention, Protocol):
         """`DecodeSpace` for so many rows of up to `max_length` positions."""
 
     def plan_decode(self, space: Any, rows: int, block_table: Tensor) -> Any:
-        """What layers share of a step over the first `rows` of `space`. block_table: int32 [slots, blocks]"""
+        """What layers share of a step over the first `rows` of `space`. block_table: int32 [slots, blocks]."""
 
     def plan_prompts(self, items: Tensor, splits: Tensor, block_table: Tensor) -> Any:
         """What layers share of a pass over chunks, which `tiling` listed."""

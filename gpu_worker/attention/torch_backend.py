@@ -72,7 +72,6 @@ class TorchAttention:
 
     def __init__(self, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> None:
         self.shape, self.dtype, self.device = shape, dtype, device
-        self.deterministic = True  # as far as `is_exact` says
         self.blocks_multiple = max(1, reference.CHUNK // shape.block_size)
         self._chunk = self.blocks_multiple * shape.block_size
         bytes_per_tile = 2 * self._chunk * shape.kv_heads * shape.head_dim * dtype.itemsize

@@ -102,7 +102,7 @@ def begin_kernel(
     tl.store(sampled_ptr + slot, _NOT_SAMPLED, mask=slot < slots)
     moves = _moves(slot, occupancy_ptr, mode_ptr, named_ptr, slots)
     row = before + tl.cumsum(moves.to(tl.int32), 0) - 1
-    moves &= row < bucket  # a plan whose bucket is too small does no harm: the state hash shows it
+    moves &= row < bucket  # a slot left behind takes no token, by which the core knows at once
     length = tl.load(length_ptr + slot, mask=moves, other=0)
     position = length.to(tl.int32)
     block = tl.load(
