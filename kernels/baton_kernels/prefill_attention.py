@@ -21,9 +21,11 @@ from torch import Tensor
 from baton_kernels.launch import INTERPRETED, describe, machine
 from baton_kernels.tiles import PrefillTile, tiles
 
-SPAN = 512  # positions of a part, where a tile is split; doubled until …
-PARTS = 64  # … there are at most so many parts
+SPAN = 256  # positions of a part, where a tile is split; doubled until all parts run at a time …
+PARTS = 64  # … and are at most so many: each leaves a partial result behind
 ITEM_FIELDS, SPLIT_FIELDS = 8, 4
+_COMBINE = 64  # parts · heads combined at a time
+_PROGRAMS = 2  # that a multiprocessor runs at a time
 _LOG2_E = 1.4426950408889634
 _NULL_SCORE = tl.constexpr(-1e30)
 _FIELDS = tl.constexpr(ITEM_FIELDS)
@@ -50,6 +52,7 @@ class Tiling:
     group_padded: int
     height: int  # query rows of a tile
     most_split: int  # tiles: where there are more, none is split
+    most_parts: int
 
     @staticmethod
     def make(
@@ -64,7 +67,9 @@ class Tiling:
         capability, processors = machine(device)
         tile = tile or tiles(capability).prefill_for(block_size, head_dim)
         padded = triton.next_power_of_2(heads // kv_heads)
-        return Tiling(tile, padded, max(1, tile.rows // padded), processors // (2 * kv_heads))
+        height = max(1, tile.rows // padded)
+        at_a_time = _PROGRAMS * processors // kv_heads
+        return Tiling(tile, padded, height, processors // (2 * kv_heads), min(PARTS, at_a_time))
 
     def cut(
         self, slot: Numbers, first: Numbers, rows: Numbers, start: Numbers, *, split: bool = True
@@ -82,7 +87,7 @@ class Tiling:
         chunk, done, seen = chunk[order], done[order], seen[order]
         parts, span = np.zeros_like(seen), SPAN
         if split and len(seen) <= self.most_split:
-            while (parts := np.where(seen > span, -(-seen // span), 0)).sum() > PARTS:
+            while (parts := np.where(seen > span, -(-seen // span), 0)).sum() > self.most_parts:
                 span *= 2
         pieces = np.maximum(parts, 1)
         tile = np.arange(len(seen)).repeat(pieces)
@@ -297,34 +302,40 @@ def combine_parts_kernel(
     splits_ptr,
     partial_ptr,
     weight_ptr,
-    HEADS: tl.constexpr,
-    HEADS_PADDED: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUP_PADDED: tl.constexpr,
     HEIGHT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """Program (row of a tile, split tile): folds the parts of all heads one by one, in order."""
+    """Program (row of a tile, split tile, key head): folds parts of its heads in order, BLOCK at a time."""
     row = tl.program_id(0)
+    heads = tl.num_programs(2) * GROUP
     split_ptr = splits_ptr + tl.program_id(1) * _SPLIT_FIELDS
     rows, first_part, parts = tl.load(split_ptr + 1), tl.load(split_ptr + 2), tl.load(split_ptr + 3)
     if row >= rows:
         return
-    head = tl.arange(0, HEADS_PADDED)
-    inside = head < HEADS
-    element = head[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-    maximum = tl.full([HEADS_PADDED], _NULL_SCORE, tl.float32)
-    total = tl.zeros([HEADS_PADDED], tl.float32)
-    out = tl.zeros([HEADS_PADDED, HEAD_DIM], tl.float32)
-    for part in range(first_part, first_part + parts):
-        slab = (part * HEIGHT + row).to(tl.int64) * HEADS
-        weight = tl.load(weight_ptr + slab + head, mask=inside, other=_NULL_SCORE)
-        values = tl.load(partial_ptr + slab * HEAD_DIM + element, mask=inside[:, None], other=0.0)
-        highest = tl.maximum(maximum, weight)
-        keep, share = tl.exp2(maximum - highest), tl.exp2(weight - highest)
-        total = total * keep + share
-        out = out * keep[:, None] + values * share[:, None]
+    member = tl.arange(0, GROUP_PADDED)
+    head = tl.program_id(2) * GROUP + member
+    dim = tl.arange(0, HEAD_DIM)
+    maximum = tl.full([GROUP_PADDED], _NULL_SCORE, tl.float32)
+    total = tl.zeros([GROUP_PADDED], tl.float32)
+    out = tl.zeros([GROUP_PADDED, HEAD_DIM], tl.float32)
+    for start in range(0, parts, BLOCK):
+        part = start + tl.arange(0, BLOCK)
+        inside = (part < parts)[:, None] & (member < GROUP)[None, :]
+        slab = ((first_part + part) * HEIGHT + row).to(tl.int64)[:, None] * heads + head[None, :]
+        weight = tl.load(weight_ptr + slab, mask=inside, other=_NULL_SCORE)
+        source = partial_ptr + slab[:, :, None] * HEAD_DIM + dim[None, None, :]
+        values = tl.load(source, mask=inside[:, :, None], other=0.0)
+        highest = tl.maximum(maximum, tl.max(weight, 0))
+        keep, share = tl.exp2(maximum - highest), tl.exp2(weight - highest[None, :])
+        total = total * keep + tl.sum(share, 0)
+        out = out * keep[:, None] + tl.sum(values * share[:, :, None], 0)
         maximum = highest
-    target = out_ptr + (tl.load(split_ptr) + row).to(tl.int64) * (HEADS * HEAD_DIM) + element
-    tl.store(target, (out / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside[:, None])
+    place = (tl.load(split_ptr) + row).to(tl.int64) * heads + head
+    target = out_ptr + place[:, None] * HEAD_DIM + dim[None, :]
+    tl.store(target, (out / total[:, None]).to(out_ptr.dtype.element_ty), mask=(member < GROUP)[:, None])
 
 
 def prefill_attention(
@@ -365,18 +376,20 @@ def prefill_attention(
         DESCRIBED=described,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        **({} if tile.registers is None else {"maxnreg": tile.registers}),
     )
     if len(work.splits):
         height = work.partial.shape[1]
-        combine_parts_kernel[(min(height, len(q)), len(work.splits))](
+        combine_parts_kernel[(min(height, len(q)), len(work.splits), kv_heads)](
             out,
             work.splits,
             work.partial,
             work.weight,
-            HEADS=heads,
-            HEADS_PADDED=triton.next_power_of_2(heads),
+            GROUP=heads // kv_heads,
+            GROUP_PADDED=work.group_padded,
             HEIGHT=height,
             HEAD_DIM=head_dim,
+            BLOCK=max(1, _COMBINE // work.group_padded),
             num_warps=4,
         )
     return out

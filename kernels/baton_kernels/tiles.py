@@ -25,6 +25,7 @@ class PrefillTile:
     """Prefill attention: query rows · heads of a tile, keys per iteration, warps, pipeline stages.
 
     `described`: keys and values by the bulk copy engine, where a cache block holds whole iterations.
+    `registers`: of a thread at most, so that two programs share a multiprocessor.
     """
 
     rows: int
@@ -32,6 +33,7 @@ class PrefillTile:
     warps: int
     stages: int
     described: bool = False
+    registers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ _TABLE = {
         prefill=PrefillTile(128, 128, 8, 2),
         prefill_wide=PrefillTile(64, 32, 8, 2),
         decode_bulk=(DecodeTile(32, 2, 5, 4, described=True),),
-        prefill_bulk=(PrefillTile(128, 128, 8, 2, described=True), PrefillTile(64, 64, 4, 3, described=True)),
+        prefill_bulk=(PrefillTile(128, 64, 8, 2, described=True, registers=128),),
     ),
 }
 

@@ -32,7 +32,7 @@ _TYPES = {
     torch.int64: "*i64",
     torch.bool: "*i1",
 }
-_OPTIONS = ("num_warps", "num_stages", "launch_pdl")
+_OPTIONS = ("num_warps", "num_stages", "launch_pdl", "maxnreg")
 
 
 @dataclass(frozen=True, slots=True)
