@@ -24,6 +24,11 @@ def draw():
 
 
 def pytest_addoption(parser):
+    parser.addoption(
+        "--shared-device",
+        action="store_true",
+        help="others use the device meanwhile: that run counts this process's memory alone",
+    )
     parser.addoption("--soak-s", type=float, default=15.0, help="how long the run takes that watches memory")
 
 

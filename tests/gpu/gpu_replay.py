@@ -75,18 +75,19 @@ def test_steady_decode_allocates_nothing(demo_runner, draw):
 
 def test_memory_does_not_grow(draw, pytestconfig):
     """`--soak-s` seconds of mixed work: device memory flat after the first tenth, resident memory nearly."""
-    seconds = float(pytestconfig.getoption("--soak-s"))
+    seconds, shared = float(pytestconfig.getoption("--soak-s")), pytestconfig.getoption("--shared-device")
     runner = make_runner(max_num_seqs=64, kvcache_block_size=16, num_kvcache_blocks=900, max_model_len=1024)
     driver, started, held = Driver(runner), time.monotonic(), []
     while time.monotonic() - started < seconds:
         driver.run(workload(draw, 100))
-        used = torch.cuda.mem_get_info()
-        held.append((used[1] - used[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
-    device, host = zip(*held[max(1, len(held) // 10) :], strict=True)
+        free, total = torch.cuda.mem_get_info()
+        device = torch.cuda.memory_reserved() if shared else total - free
+        held.append((device, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+    devices, host = zip(*held[max(1, len(held) // 10) :], strict=True)
     print(
-        f"{len(held)} rounds, device {device[0] >> 20} → {device[-1] >> 20} MiB,",
+        f"{len(held)} rounds, device {devices[0] >> 20} → {devices[-1] >> 20} MiB,",
         f"host {host[0]} → {host[-1]} KiB",
     )
     assert len(held) > 5
-    assert device[-1] == device[0]
+    assert devices[-1] == devices[0]
     assert host[-1] - host[0] < 32 << 10
