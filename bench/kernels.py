@@ -189,8 +189,8 @@ def decode(clock: Clock) -> list[Measures]:
 
 PREFILL_TILES = {
     16: [PrefillTile(128, 64, 8, 3), PrefillTile(64, 64, 4, 3), PrefillTile(128, 128, 8, 2)],
-    64: [PrefillTile(64, 64, 4, 3, True), PrefillTile(64, 64, 4, 2, True), PrefillTile(128, 64, 8, 3, True)],
-    128: [PrefillTile(64, 128, 4, 2, True), PrefillTile(128, 128, 8, 2, True)],
+    64: [PrefillTile(128, 64, 8, 2, True, 128), PrefillTile(64, 64, 4, 3, True)],
+    128: [PrefillTile(128, 64, 8, 2, True, 128), PrefillTile(128, 128, 8, 2, True)],
 }
 
 
@@ -328,11 +328,11 @@ class Layer:
     def fused(
         self, x: Tensor, attend: Callable[..., Tensor], cache: tuple[Tensor, Tensor], pdl: bool
     ) -> Tensor:
-        """Our skinny products, with norms, activation and residuals in them."""
-        qkv = linear(x, self.qkv, norm=(self.norm, EPS), pdl=pdl)
+        """Our skinny products, with activation and residuals in them."""
+        qkv = linear(x, self.qkv, pdl=pdl)
         x = linear(attend(qkv, self.head_norm, cache, pdl=pdl), self.o, residual=x, pdl=pdl)
-        gate_up = linear(x, self.gate_up, norm=(self.norm, EPS), pdl=pdl)
-        return linear(gate_up, self.down, silu=True, residual=x, pdl=pdl)
+        gate_up = linear(x, self.gate_up, pdl=pdl)
+        return linear(gate_up, self.down, silu=True, rms_of=(x, EPS), residual=x, pdl=pdl)
 
     def library(
         self, x: Tensor, residual: Tensor, attend: Callable[..., Tensor], cache: tuple[Tensor, Tensor]

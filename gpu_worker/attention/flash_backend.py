@@ -18,6 +18,7 @@ from torch import Tensor
 
 from baton_kernels.prefill_attention import ITEM_FIELDS, SPLIT_FIELDS
 from baton_kernels.qk_rope_kv import qk_rope_kv
+from baton_kernels.reference import RmsOf
 from gpu_worker.attention.interface import AttentionShape, Context, Numbers
 from gpu_worker.attention.triton_backend import Rows
 from gpu_worker.layers import ops
@@ -108,7 +109,9 @@ class FlashAttention:
         table = block_table.index_select(0, items[:, _SLOT])
         return FlashPrompts(_ends(items[:, _ROWS]), _ends(items[:, _SEEN]), table)
 
-    def forward(self, qkv: Tensor, norm: QKNormRope, layer: int, context: Context) -> Tensor:
+    def forward(
+        self, qkv: Tensor, norm: QKNormRope, layer: int, context: Context, rms_of: RmsOf | None = None
+    ) -> Tensor:
         """See `Attention.forward`. `context.rotary` is the whole table; `context.work` is `Rows`.
 
         Decode rows come first where there are prompt rows too.
@@ -118,6 +121,7 @@ class FlashAttention:
         q = qk_rope_kv(
             *(qkv, norm.q, norm.k, norm.eps, context.rotary, rows.positions, rows.places),
             *(keys.transpose(1, 2), values.transpose(1, 2)),
+            rms_of=rms_of,
             pdl=ops.early(qkv),
         )
         parts, count = [], 0

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from baton_kernels.reference import RmsOf
+
 if TYPE_CHECKING:
     from gpu_worker.layers.norm import QKNormRope
 
@@ -53,10 +55,18 @@ class Attention(Protocol):
     def cache(self, layers: int, blocks: int) -> Tensor:
         """A cache [layers, …] of `blocks` blocks."""
 
-    def forward(self, qkv: Tensor, norm: "QKNormRope", layer: int, context: "Context") -> Tensor:
+    def forward(
+        self,
+        qkv: Tensor,
+        norm: "QKNormRope",
+        layer: int,
+        context: "Context",
+        rms_of: RmsOf | None = None,
+    ) -> Tensor:
         """Merged projections [rows, (heads + 2 · kv_heads) · head_dim] → [rows, heads · head_dim].
 
-        Norm and rotation of queries and keys, keys and values into the layer's cache, then attention.
+        Division by the rms of other rows, if asked for; norm and rotation of queries and keys; keys and
+        values into the layer's cache; then attention.
         """
 
 
@@ -115,7 +125,7 @@ class DeviceAttention(Attention, Protocol):
         """`DecodeSpace` for so many rows of up to `max_length` positions."""
 
     def plan_decode(self, space: Any, rows: int, block_table: Tensor) -> Any:
-        """What layers share of a step over the first `rows` of `space`. block_table: int32 [slots, blocks]."""
+        """What layers share of a step over the first `rows` of `space`; block_table: int32 [slots, blocks]"""
 
     def plan_prompts(self, items: Tensor, splits: Tensor, block_table: Tensor) -> Any:
         """What layers share of a pass over chunks, which `tiling` listed."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from baton_kernels import reference
+from baton_kernels.reference import RmsOf
 from gpu_worker.attention.interface import AttentionShape, Batch, Context, Numbers
 from gpu_worker.exactness import batched_is_exact
 from gpu_worker.layers.norm import QKNormRope
@@ -116,8 +117,12 @@ class TorchAttention:
             groups.append(self._plan_group(rows, kept, batch, table))
         return Work(torch.from_numpy(places.reshape(-1)), groups)
 
-    def forward(self, qkv: Tensor, norm: QKNormRope, layer: int, context: Context) -> Tensor:
+    def forward(
+        self, qkv: Tensor, norm: QKNormRope, layer: int, context: Context, rms_of: RmsOf | None = None
+    ) -> Tensor:
         """See `Attention.forward`. `context.rotary` has the rows' positions; `context.work` is `Work`."""
+        if rms_of is not None:
+            qkv = reference.over_rms(qkv, rms_of)
         heads = qkv.view(qkv.shape[0], -1, self.shape.head_dim)
         norm(heads, context.rotary)
         cache = context.cache[layer]

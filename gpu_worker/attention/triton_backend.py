@@ -13,6 +13,7 @@ from torch import Tensor
 from baton_kernels.decode_attention import CHUNK, DecodeWork, decode_attention, plan
 from baton_kernels.prefill_attention import PrefillWork, Tiling, prefill_attention
 from baton_kernels.qk_rope_kv import qk_rope_kv
+from baton_kernels.reference import RmsOf
 from gpu_worker.attention.interface import AttentionShape, Context
 from gpu_worker.layers import ops
 from gpu_worker.layers.norm import QKNormRope
@@ -72,14 +73,18 @@ class TritonAttention:
         """See `DeviceAttention.plan_prompts`."""
         return self._space.over(items, splits)
 
-    def forward(self, qkv: Tensor, norm: QKNormRope, layer: int, context: Context) -> Tensor:
+    def forward(
+        self, qkv: Tensor, norm: QKNormRope, layer: int, context: Context, rms_of: RmsOf | None = None
+    ) -> Tensor:
         """See `Attention.forward`. `context.rotary` is the whole table; `context.work` is `Rows`."""
         rows: Rows = context.work
         keys, values = context.cache[layer]
         places, positions = rows.places, rows.positions
         pdl = ops.early(qkv)
         q = qk_rope_kv(
-            *(qkv, norm.q, norm.k, norm.eps, context.rotary, positions, places, keys, values), pdl=pdl
+            *(qkv, norm.q, norm.k, norm.eps, context.rotary, positions, places, keys, values),
+            rms_of=rms_of,
+            pdl=pdl,
         )
         if rows.decode is not None:
             out = decode_attention(q, keys, values, rows.block_table, rows.decode, self._scale, pdl=pdl)

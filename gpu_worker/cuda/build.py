@@ -37,7 +37,7 @@ def make_runner(config: WorkerConfig, loaded: "Loaded") -> CudaRunner:
         shape, loaded.dtype, device, deterministic=config.deterministic
     )
     length = config.max_model_len or c.max_positions
-    rotary = _rotary(reference.rotary_table(length, c.head_dim, c.rope_theta)).to(device)
+    rotary = reference.rotary_table(length, c.head_dim, c.rope_theta).to(device)
     blocks = config.num_kvcache_blocks or _blocks(config, loaded, attention, rotary, length)
     runner = _runner(config, loaded, attention, rotary, length, blocks, config.max_num_seqs)
     _warm_up(runner)
@@ -70,13 +70,6 @@ def _runner(
     )
     cache = attention.cache(loaded.config.layers, blocks)
     return CudaRunner(loaded.model, attention, cache, rotary, limits, vocabulary=loaded.config.vocab_size)
-
-
-def _rotary(table: Tensor) -> Tensor:
-    """The reference's table [positions, 2, head_dim], no sine negated: the kernel rotates halves itself."""
-    half = table.shape[2] // 2
-    table[:, 1, :half].neg_()
-    return table
 
 
 def _blocks(

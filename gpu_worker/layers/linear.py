@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from baton_kernels.reference import RmsOf
 from gpu_worker.layers import ops
 from gpu_worker.layers.parts import Layer, Parts
 
@@ -48,12 +49,36 @@ class Linear(Layer):
             self.weight = self.weight.new_empty(0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._invariant:
-            return ops.invariant_product(x, self.weight, self.bias)
+        if self._reads_rows(x):
+            return ops.product(x, self.weight)
+        if self._is_ours(x):
+            return ops.invariant_product(x, self.weight, self.bias, None)
         if self._packed is None:
             return linear(x, self.weight, self.bias)
         product: Tensor = _packed_linear(x, self._packed, self.bias, "none", [], "")
         return product
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """y + residual, rounded once where it can be; it may take the place of `residual`."""
+        if self._reads_rows(x):
+            return ops.product(x, self.weight, residual=residual)
+        if self._is_ours(x):
+            return ops.invariant_product(x, self.weight, self.bias, residual)
+        if self._packed is None and self.bias is None:
+            return residual.addmm_(x, self.weight.T)
+        return residual + self(x)
+
+    def add_gated(self, gate_up: Tensor, rms_of: RmsOf, residual: Tensor) -> Tensor:
+        """`add` of silu(gate) · up, both first divided by the rms of `rms_of`."""
+        if self._reads_rows(gate_up):
+            return ops.product(gate_up, self.weight, silu=True, rms_of=rms_of, residual=residual)
+        return self.add(ops.silu_mul(gate_up, rms_of), residual)
+
+    def _reads_rows(self, x: Tensor) -> bool:
+        return ops.few(x) and not self._invariant and self.bias is None
+
+    def _is_ours(self, x: Tensor) -> bool:
+        return self._invariant or ops.some(x, self.weight)
 
 
 class Head(Linear):

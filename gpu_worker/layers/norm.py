@@ -5,6 +5,7 @@ from torch import Tensor
 
 from baton_kernels import reference
 from gpu_worker.layers import ops
+from gpu_worker.layers.linear import Linear
 from gpu_worker.layers.parts import Layer, Parts
 
 
@@ -17,6 +18,11 @@ class RMSNorm(Layer):
 
     def parts(self) -> Parts:
         return {"weight": self.weight}
+
+    def fold(self, product: Linear) -> None:
+        """The product that follows takes the weight in: of the norm, only the division by rms is left."""
+        product.weight.mul_(self.weight)
+        self.weight.fill_(1.0)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(norm of x + residual, x + residual); without a residual, x is the sum."""

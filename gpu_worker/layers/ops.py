@@ -6,10 +6,16 @@ from typing import Any
 from torch import Tensor
 
 from baton_kernels import reference
+from baton_kernels.reference import RmsOf
 
-# Up to so many rows, on CUDA, fused products beat cuBLAS with kernels between (H200, Qwen3-0.6B: 1 row 0.89
+# Up to so many rows, on CUDA, products that read weights row by row beat cuBLAS (H200, Qwen3-0.6B: 1 row 0.89
 # against 1.55 ms a token, 4 rows 1.50 against 1.42).
 FEW_ROWS = 2
+# Up to so many rows, of weights up to so large, our products by matrix instructions do, for they are launched
+# early (H200, µs of a layer's four products, Qwen3-0.6B: 4 rows 24 against 34, 8 rows 24 against 24, but the
+# kernels between them wait less; Qwen3-8B: the library's are better at any number).
+SOME_ROWS = 16
+SMALL_WEIGHT = 1 << 23
 # Up to so many rows our kernels are launched before those they depend on are through (H200, Qwen3-0.6B: 1
 # row 0.89 against 1.07 ms a token, 64 rows 1.86 against 1.87, 256 rows 3.95 against 3.89). 0 turns it off.
 DEPENDENT_ROWS = 64
@@ -27,8 +33,13 @@ def _kernels() -> Any:
 
 
 def few(x: Tensor) -> bool:
-    """Whether products of `x` are best fused with what stands before and after them."""
+    """Whether products of `x` are best our own kernel's, with what stands before and after them."""
     return x.is_cuda and x.shape[0] <= FEW_ROWS
+
+
+def some(x: Tensor, weight: Tensor) -> bool:
+    """Whether products of `x` with `weight` are best our own by matrix instructions."""
+    return x.is_cuda and x.shape[0] <= SOME_ROWS and weight.numel() <= SMALL_WEIGHT
 
 
 def early(x: Tensor) -> bool:
@@ -53,28 +64,30 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return reference.add_rms_norm(x, residual, weight, eps)
 
 
-def silu_mul(x: Tensor) -> Tensor:
-    """See `reference.silu_mul`."""
+def silu_mul(x: Tensor, rms_of: RmsOf | None = None) -> Tensor:
+    """See `reference.silu_mul`; before it, if asked for, `reference.over_rms`."""
     if x.is_cuda:
-        out: Tensor = _kernels().silu_mul.silu_mul(x, pdl=early(x))
+        out: Tensor = _kernels().silu_mul.silu_mul(x, rms_of=rms_of, pdl=early(x))
         return out
-    return reference.silu_mul(x)
+    return reference.silu_mul(x if rms_of is None else reference.over_rms(x, rms_of))
 
 
 def product(
     x: Tensor,
     weight: Tensor,
     *,
-    norm: tuple[Tensor, float] | None = None,
     silu: bool = False,
+    rms_of: RmsOf | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     """before(x) · weightᵀ + residual in one kernel, for `few` rows; see `baton_kernels.linear.linear`."""
-    out: Tensor = _kernels().linear.linear(x, weight, norm=norm, silu=silu, residual=residual, pdl=early(x))
+    linear = _kernels().linear.linear
+    out: Tensor = linear(x, weight, silu=silu, rms_of=rms_of, residual=residual, pdl=early(x))
     return out
 
 
-def invariant_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x · weightᵀ + bias, a row's bits the same among any number; `baton_kernels.invariant_linear`."""
-    out: Tensor = _kernels().invariant_linear.invariant_linear(x, weight, bias, pdl=early(x))
+def invariant_product(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """x · weightᵀ + bias + residual, a row's bits the same among any number; see `invariant_linear` there."""
+    linear = _kernels().invariant_linear.invariant_linear
+    out: Tensor = linear(x, weight, bias, residual=residual, pdl=early(x))
     return out

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from gpu_worker.attention import Context
@@ -73,6 +74,11 @@ class Qwen3Attention(Layer):
     def __call__(self, x: Tensor, layer: int, context: Context) -> Tensor:
         return self.o_proj(context.attention.forward(self.qkv_proj(x), self.qk_norm, layer, context))
 
+    def add(self, x: Tensor, eps: float, layer: int, context: Context) -> Tensor:
+        """x + attention of x / rms(x), which may take the place of x."""
+        qkv = self.qkv_proj(x)
+        return self.o_proj.add(context.attention.forward(qkv, self.qk_norm, layer, context, (x, eps)), x)
+
 
 class Qwen3MLP(Layer):
     """Gated feed-forward."""
@@ -83,6 +89,10 @@ class Qwen3MLP(Layer):
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.down_proj(ops.silu_mul(self.gate_up_proj(x)))
+
+    def add(self, x: Tensor, eps: float) -> Tensor:
+        """x + feed-forward of x / rms(x), which may take the place of x."""
+        return self.down_proj.add_gated(self.gate_up_proj(x), (x, eps), x)
 
 
 class Qwen3Layer(Layer):
@@ -102,16 +112,19 @@ class Qwen3Layer(Layer):
         x, residual = self.post_attention_layernorm(x, residual)
         return self.mlp(x), residual
 
-    def fused(self, x: Tensor, layer: int, context: Context) -> Tensor:
-        """The same for few rows, `x` being the whole sum: norms, activation and additions in the products."""
-        attention, mlp = self.self_attn, self.mlp
-        norm = (self.input_layernorm.weight, self.input_layernorm.eps)
-        qkv = ops.product(x, attention.qkv_proj.weight, norm=norm)
-        seen = context.attention.forward(qkv, attention.qk_norm, layer, context)
-        x = ops.product(seen, attention.o_proj.weight, residual=x)
-        norm = (self.post_attention_layernorm.weight, self.post_attention_layernorm.eps)
-        gate_up = ops.product(x, mlp.gate_up_proj.weight, norm=norm)
-        return ops.product(gate_up, mlp.down_proj.weight, silu=True, residual=x)
+    def fold(self) -> None:
+        """The weights of both norms go into the products that follow."""
+        self.input_layernorm.fold(self.self_attn.qkv_proj)
+        self.post_attention_layernorm.fold(self.mlp.gate_up_proj)
+
+    def folded(self, x: Tensor, layer: int, context: Context) -> Tensor:
+        """The same after `fold`, on the sum x, whose place the new one may take.
+
+        Products are of x itself: what comes of them is divided by rms(x) by whoever reads it, so norms and
+        additions need no kernels of their own.
+        """
+        x = self.self_attn.add(x, self.input_layernorm.eps, layer, context)
+        return self.mlp.add(x, self.post_attention_layernorm.eps)
 
 
 class Qwen3Decoder(Layer):
@@ -121,18 +134,31 @@ class Qwen3Decoder(Layer):
         self.embed_tokens = Embedding(c.vocab_size, c.hidden)
         self.layers = [Qwen3Layer(c) for _ in range(c.layers)]
         self.norm = RMSNorm(c.hidden, c.norm_eps)
-        self.fuses = not c.attention_bias  # fused products add none
+        self.is_biased = c.attention_bias
+        self.is_folded = False
 
-    def fix_rows(self) -> None:
-        self.fuses = False  # few rows go the way of many
+    def prepare(self) -> None:
+        # not the last norm: the head's weight may be another's too
+        if self.folds():
+            for layer in self.layers:
+                layer.fold()
+            self.is_folded = True
+
+    def folds(self) -> bool:
+        """Whether norms go into the products that follow: on CUDA, where a kernel less is time less.
+
+        float16 ends at 65,504, and products of sums that no norm has made small could leave it; a bias is not
+        to be divided.
+        """
+        weight = self.norm.weight
+        return weight.is_cuda and weight.dtype != torch.float16 and not self.is_biased
 
     def __call__(self, tokens: Tensor, context: Context) -> Tensor:
         x = self.embed_tokens(tokens)
         residual: Tensor | None = None
-        fused = self.fuses and ops.few(x)
         for i, layer in enumerate(self.layers):
-            if fused:
-                x = layer.fused(x, i, context)
+            if self.is_folded:
+                x = layer.folded(x, i, context)
             else:
                 x, residual = layer(x, residual, i, context)
         x, _ = self.norm(x, residual)

@@ -45,6 +45,7 @@ def invariant_linear_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
+    residual_ptr,
     out_ptr,
     rows,
     outputs,
@@ -55,6 +56,7 @@ def invariant_linear_kernel(
     BLOCK_IN: tl.constexpr,
     TOGETHER: tl.constexpr,
     BIAS: tl.constexpr,
+    ADD: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Program: BLOCK_OUT outputs of BLOCK_ROWS rows; TOGETHER tiles of rows take an output tile in turn."""
@@ -85,8 +87,11 @@ def invariant_linear_kernel(
     if BIAS:
         total += tl.load(bias_ptr + output, mask=inside, other=0.0).to(tl.float32)[:, None]
     place = row.to(tl.int64)[:, None] * outputs + output[None, :]
-    value = tl.trans(total).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + place, value, mask=known[:, None] & inside[None, :])
+    mask = known[:, None] & inside[None, :]
+    total = tl.trans(total)
+    if ADD:
+        total += tl.load(residual_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def invariant_linear(
@@ -94,11 +99,15 @@ def invariant_linear(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    residual: Tensor | None = None,
     out: Tensor | None = None,
     tile: InvariantTile | None = None,
     pdl: bool = False,
 ) -> Tensor:
-    """[rows, outputs] for x [rows, inputs], whose rows may be strided, and weight [outputs, inputs]."""
+    """[rows, outputs] for x [rows, inputs], whose rows may be strided, and weight [outputs, inputs].
+
+    `residual`, contiguous, of the result's shape, is added; it may be `out`.
+    """
     rows, (outputs, inputs) = x.shape[0], weight.shape
     assert weight.is_contiguous() and x.shape[1] == inputs and x.stride(1) == 1
     tile = tile or invariant_tile(rows, machine(x.device)[0])
@@ -108,6 +117,7 @@ def invariant_linear(
         x,
         weight,
         weight if bias is None else bias,
+        out if residual is None else residual,
         out,
         rows,
         outputs,
@@ -118,6 +128,7 @@ def invariant_linear(
         BLOCK_IN=tile.inputs,
         TOGETHER=_ROW_TILES,
         BIAS=bias is not None,
+        ADD=residual is not None,
         PDL=pdl,
         num_warps=tile.warps,
         num_stages=tile.stages,

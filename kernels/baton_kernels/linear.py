@@ -1,10 +1,9 @@
 """Products of one or two rows with a weight, where reading the weight is all the time: y = x · weightᵀ.
 
 A program reads its rows of the weight whole, with every load in flight before anything else is asked for.
-Fusions: RMSNorm of x before, silu(gate) · up of x before, addition of a residual after, all in float32 and
-rounded once. Each program does the norm and the activation again for itself, while its weights are on the
-way. The order of a row's sum depends on nothing but the shape of the weight. For more rows the library is
-faster.
+Fusions: silu(gate) · up of x before, addition of a residual after, all in float32 and rounded once. Each
+program does the activation again for itself, while its weights are on the way. The order of a row's sum
+depends on nothing but the shape of the weight. For more rows the library is faster.
 """
 
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from baton_kernels.launch import dependent, wait_upstream
+from baton_kernels.reference import RmsOf
+from baton_kernels.rms_norm import inverse_rms
 
 MAX_ROWS = 2  # beyond, multiplying and adding takes longer than reading
-PLAIN, NORM, SILU = 0, 1, 2
-_NORM, _SILU = tl.constexpr(NORM), tl.constexpr(SILU)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +37,19 @@ def linear_tile(inputs: int) -> LinearTile:
 
 @triton.jit
 def _inputs(
-    x_ptr,
-    norm_ptr,
-    row,
+    row_ptr,
+    unit,
     column,
-    mask,
-    x_stride,
-    eps,
     INPUTS: tl.constexpr,
-    BEFORE: tl.constexpr,
+    SILU: tl.constexpr,
 ):
     """x of a row at `column` after what comes before the product, float32."""
-    source = x_ptr + row * x_stride + column
-    x = tl.load(source, mask=mask, other=0.0).to(tl.float32)
-    if BEFORE == _SILU:
-        up = tl.load(source + INPUTS, mask=mask, other=0.0).to(tl.float32)
+    mask = column < INPUTS
+    x = tl.load(row_ptr + column, mask=mask, other=0.0).to(tl.float32)
+    if SILU:
+        up = tl.load(row_ptr + INPUTS + column, mask=mask, other=0.0).to(tl.float32)
+        x, up = x * unit, up * unit
         x = x / (1.0 + tl.exp(-x)) * up
-    if BEFORE == _NORM:
-        weight = tl.load(norm_ptr + column, mask=column < INPUTS, other=0.0).to(tl.float32)
-        scale = tl.rsqrt(tl.sum(x * x, 0) / INPUTS + eps)
-        x = x * scale * weight
     return x
 
 
@@ -65,21 +57,27 @@ def _inputs(
 def linear_kernel(
     x_ptr,
     weight_ptr,
-    norm_ptr,
+    rms_ptr,
     residual_ptr,
     out_ptr,
     x_stride,
+    rms_stride,
     outputs,
     eps,
     ROWS: tl.constexpr,
     INPUTS: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
     BLOCK_IN: tl.constexpr,
-    BEFORE: tl.constexpr,
+    SILU: tl.constexpr,
+    RMS_SIZE: tl.constexpr,
+    RMS_PADDED: tl.constexpr,
     ADD: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Program: BLOCK_OUT outputs of ROWS rows. INPUTS fit in BLOCK_IN where there is a norm."""
+    """Program: BLOCK_OUT outputs of ROWS rows.
+
+    RMS_SIZE: length of a row of what x is still to be divided by the rms of; 0 for nothing.
+    """
     output = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     inside = output < outputs
     weight_ptr += output.to(tl.int64)[:, None] * INPUTS
@@ -88,13 +86,16 @@ def linear_kernel(
     first = tl.load(weight_ptr + column[None, :], mask=full, other=0.0).to(tl.float32)
     wait_upstream(PDL)
     for row in tl.static_range(ROWS):
-        x = _inputs(x_ptr, norm_ptr, row, column, column < INPUTS, x_stride, eps, INPUTS, BEFORE)
+        row_ptr, unit = x_ptr + row * x_stride, 1.0
+        if RMS_SIZE > 0:
+            unit = inverse_rms(rms_ptr, row, rms_stride, eps, RMS_SIZE, RMS_PADDED)
+        x = _inputs(row_ptr, unit, column, INPUTS, SILU)
         products = first * x[None, :]
         for start in tl.static_range(BLOCK_IN, INPUTS, BLOCK_IN):
             later = start + column
             full = inside[:, None] & (later < INPUTS)[None, :]
             weight = tl.load(weight_ptr + later[None, :], mask=full, other=0.0).to(tl.float32)
-            x = _inputs(x_ptr, norm_ptr, row, later, later < INPUTS, x_stride, eps, INPUTS, BEFORE)
+            x = _inputs(row_ptr, unit, later, INPUTS, SILU)
             products += weight * x[None, :]
         total = tl.sum(products, 1)
         if ADD:
@@ -106,8 +107,8 @@ def linear(
     x: Tensor,
     weight: Tensor,
     *,
-    norm: tuple[Tensor, float] | None = None,
     silu: bool = False,
+    rms_of: RmsOf | None = None,
     residual: Tensor | None = None,
     out: Tensor | None = None,
     tile: LinearTile | None = None,
@@ -115,30 +116,34 @@ def linear(
 ) -> Tensor:
     """[rows, outputs] = before(x) · weightᵀ (+ residual) for weight [outputs, inputs], both contiguous.
 
-    x: [rows, inputs], or [rows, 2 · inputs] with `silu`, at most MAX_ROWS rows, which may be strided; `norm`:
-    weight and eps of an RMSNorm of x; residual: [rows, outputs], contiguous, may be the same as `out`.
+    x: [rows, inputs], or [rows, 2 · inputs] with `silu`, at most MAX_ROWS rows, which may be strided;
+    `rms_of`, only with `silu`: x is first divided by the rms of those rows; residual: [rows, outputs],
+    contiguous, may be the same as `out` where it is not what `rms_of` names.
     """
     rows, (outputs, inputs) = x.shape[0], weight.shape
     assert rows <= MAX_ROWS and weight.is_contiguous() and x.shape[1] == inputs * (1 + silu)
-    assert norm is None or not silu
+    assert rms_of is None or silu
     tile = tile or linear_tile(inputs)
     out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device) if out is None else out
-    norm_weight, eps = norm or (weight, 0.0)
+    divisor, eps = rms_of or (x, 0.0)
     pdl = dependent(pdl, x.device)
     linear_kernel[(triton.cdiv(outputs, tile.outputs),)](
         x,
         weight,
-        norm_weight,
+        divisor,
         out if residual is None else residual,
         out,
         x.stride(0),
+        divisor.stride(0),
         outputs,
         eps,
         ROWS=rows,
         INPUTS=inputs,
         BLOCK_OUT=tile.outputs,
-        BLOCK_IN=triton.next_power_of_2(inputs) if norm is not None else tile.inputs,
-        BEFORE=NORM if norm is not None else SILU if silu else PLAIN,
+        BLOCK_IN=tile.inputs,
+        SILU=silu,
+        RMS_SIZE=0 if rms_of is None else divisor.shape[1],
+        RMS_PADDED=triton.next_power_of_2(divisor.shape[1]),
         ADD=residual is not None,
         PDL=pdl,
         num_warps=tile.warps,

@@ -9,6 +9,14 @@ from baton_kernels.launch import dependent, wait_upstream
 
 
 @triton.jit
+def inverse_rms(x_ptr, row, stride, eps, SIZE: tl.constexpr, PADDED: tl.constexpr):
+    """1 / rms of a row, float32."""
+    column = tl.arange(0, PADDED)
+    x = tl.load(x_ptr + row * stride + column, mask=column < SIZE, other=0.0).to(tl.float32)
+    return tl.rsqrt(tl.sum(x * x, 0) / SIZE + eps)
+
+
+@triton.jit
 def rms_norm_kernel(
     x_ptr,
     residual_ptr,

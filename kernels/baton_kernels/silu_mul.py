@@ -1,4 +1,4 @@
-"""silu(gate) · up of the merged projection's output. Twin: `reference.silu_mul`."""
+"""silu(gate) · up of the merged projection's output. Twins: `reference.silu_mul`, `over_rms` before it."""
 
 import torch
 import triton
@@ -6,30 +6,74 @@ import triton.language as tl
 from torch import Tensor
 
 from baton_kernels.launch import dependent, wait_upstream
+from baton_kernels.reference import RmsOf
+from baton_kernels.rms_norm import inverse_rms
 
 _BLOCK = 1024
+_MANY_ROWS = 1024  # from here on a row is one program's, which finds its rms once
 
 
 @triton.jit
-def silu_mul_kernel(x_ptr, out_ptr, size, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """Program (row, block of columns). x: [rows, 2 · size], out: [rows, size], both contiguous."""
+def silu_mul_kernel(
+    x_ptr,
+    out_ptr,
+    rms_ptr,
+    size,
+    rms_stride,
+    eps,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    RMS_SIZE: tl.constexpr,
+    RMS_PADDED: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Program (row, BLOCKS blocks of columns). x: [rows, 2 · size], out: [rows, size], both contiguous.
+
+    RMS_SIZE: length of a row of what x is still to be divided by the rms of; 0 for nothing.
+    """
     row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < size
+    x_ptr += row * 2 * size
     wait_upstream(PDL)
-    gate = tl.load(x_ptr + row * 2 * size + column, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(x_ptr + row * 2 * size + size + column, mask=inside, other=0.0).to(tl.float32)
-    out = gate / (1.0 + tl.exp(-gate)) * up
-    tl.store(out_ptr + row * size + column, out.to(out_ptr.dtype.element_ty), mask=inside)
+    if RMS_SIZE > 0:
+        unit = inverse_rms(rms_ptr, row, rms_stride, eps, RMS_SIZE, RMS_PADDED)
+    for block in tl.static_range(BLOCKS):
+        column = (tl.program_id(1) * BLOCKS + block) * BLOCK + tl.arange(0, BLOCK)
+        inside = column < size
+        gate = tl.load(x_ptr + column, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(x_ptr + size + column, mask=inside, other=0.0).to(tl.float32)
+        if RMS_SIZE > 0:
+            gate, up = gate * unit, up * unit
+        out = gate / (1.0 + tl.exp(-gate)) * up
+        tl.store(out_ptr + row * size + column, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def silu_mul(x: Tensor, *, out: Tensor | None = None, pdl: bool = False) -> Tensor:
-    """[rows, 2 · size] → [rows, size], computed in float32 and rounded once."""
+def silu_mul(
+    x: Tensor, *, rms_of: RmsOf | None = None, out: Tensor | None = None, pdl: bool = False
+) -> Tensor:
+    """[rows, 2 · size] → [rows, size], computed in float32 and rounded once.
+
+    `rms_of`: x is first divided by the rms of those rows.
+    """
     rows, size = x.shape[0], x.shape[1] // 2
     assert x.is_contiguous()
     out = torch.empty((rows, size), dtype=x.dtype, device=x.device) if out is None else out
     pdl = dependent(pdl, x.device)
-    silu_mul_kernel[(rows, triton.cdiv(size, _BLOCK))](
-        x, out, size, BLOCK=_BLOCK, PDL=pdl, num_warps=4, **({"launch_pdl": True} if pdl else {})
+    blocks = triton.cdiv(size, _BLOCK)
+    blocks_each = blocks if rows >= _MANY_ROWS else 1
+    divisor, eps = rms_of or (x, 0.0)
+    silu_mul_kernel[(rows, triton.cdiv(blocks, blocks_each))](
+        x,
+        out,
+        divisor,
+        size,
+        divisor.stride(0),
+        eps,
+        BLOCK=_BLOCK,
+        BLOCKS=blocks_each,
+        RMS_SIZE=0 if rms_of is None else divisor.shape[1],
+        RMS_PADDED=triton.next_power_of_2(divisor.shape[1]),
+        PDL=pdl,
+        num_warps=4,
+        **({"launch_pdl": True} if pdl else {}),
     )
     return out

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+from unittest import mock
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from baton_wire.result import End, Result
 from gpu_worker import build
 from gpu_worker.config import parse
 from gpu_worker.limits import Limits as WorkerLimits
+from gpu_worker.models.qwen3 import Qwen3Decoder
 from gpu_worker.runner import Runner
 from scheduler_svc.core.scheduler import Scheduler
 from scheduler_svc.core.sequence import Sequence
@@ -36,6 +38,12 @@ class Executor(Protocol):
 def load(folder: Path, *arguments: str) -> build.Loaded:
     """A checkpoint as the worker loads it."""
     return build.load_model(parse(["--model", str(folder), *arguments]))
+
+
+def load_folded(folder: Path, *arguments: str) -> build.Loaded:
+    """The same with norms folded into products, as on a GPU."""
+    with mock.patch.object(Qwen3Decoder, "folds", lambda decoder: not decoder.is_biased):
+        return load(folder, *arguments)
 
 
 def runner(loaded: build.Loaded, **options: int) -> "RecordingRunner":

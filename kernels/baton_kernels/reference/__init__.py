@@ -7,7 +7,9 @@ multiply-add) and sums over a whole tensor; exp, log, sqrt and sums over the inn
 
 from baton_kernels.reference.attention import CHUNK, Partial, attend, fold
 from baton_kernels.reference.layers import (
+    RmsOf,
     add_rms_norm,
+    over_rms,
     qk_norm_rope,
     rms_norm,
     rotary_table,
@@ -20,12 +22,14 @@ from baton_kernels.reference.step import end_reasons, state_hash
 __all__ = [
     "CHUNK",
     "Partial",
+    "RmsOf",
     "SamplingRows",
     "add_rms_norm",
     "attend",
     "end_reasons",
     "exponential",
     "fold",
+    "over_rms",
     "qk_norm_rope",
     "rms_norm",
     "rotary_table",

@@ -3,6 +3,10 @@
 import torch
 from torch import Tensor
 
+# Rows x, and eps. Where a product's weight has taken in that of a norm before it, what comes of x itself is
+# still to be divided by rms(x).
+RmsOf = tuple[Tensor, float]
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) · weight over the last dimension, computed in float32."""
@@ -13,6 +17,12 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     """(norm of the sum, the sum): `residual` + `x` is what the next layer adds to."""
     total = residual + x
     return rms_norm(total, weight, eps), total
+
+
+def over_rms(x: Tensor, rms_of: RmsOf) -> Tensor:
+    """x [rows, n] divided by the rms of the rows of `rms_of`, in float32 and rounded once."""
+    rows, eps = rms_of
+    return (x.float() * rows.float().square().mean(-1, keepdim=True).add(eps).rsqrt()).to(x.dtype)
 
 
 def rotary_table(positions: int, head_dim: int, theta: float) -> Tensor:

@@ -20,11 +20,14 @@ def test_against_float64(rows, dtype, device, full):
         x = normal(rows, 2 * inputs, dtype=dtype, device=device)[:, inputs:]
         weight = normal(outputs, inputs, dtype=dtype, device=device)
         bias = normal(outputs, dtype=dtype, device=device) if rows % 2 else None
+        residual = normal(rows, outputs, dtype=dtype, device=device) if rows % 3 else None
         out = poison(torch.empty(rows, outputs, dtype=dtype, device=device))
         tile = None if full and dtype != torch.float32 else SMALL
-        invariant_linear(x, weight, bias, out=out, tile=tile)
+        invariant_linear(x, weight, bias, residual=residual, out=out, tile=tile)
         expected = x.double() @ weight.double().T
-        assert close(out, expected if bias is None else expected + bias.double())
+        for added in (bias, residual):
+            expected += 0 if added is None else added.double()
+        assert close(out, expected)
 
 
 def test_a_row_has_the_same_bits_alone_and_among_any_number(device, full):

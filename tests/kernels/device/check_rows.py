@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from baton_kernels import qk_rope_kv as rope_module
 from baton_kernels import reference
+from baton_kernels import silu_mul as silu_module
 from baton_kernels.linear import LinearTile, linear
 from baton_kernels.qk_rope_kv import qk_rope_kv
 from baton_kernels.rms_norm import add_rms_norm, rms_norm
@@ -16,6 +18,19 @@ EPS = 1e-6
 def normed(x, weight):
     x = x.double()
     return x * (x.square().mean(-1, keepdim=True) + EPS).rsqrt() * weight.double()
+
+
+def over_rms(x, rms_of):
+    """x, or x / rms of other rows."""
+    if rms_of is None:
+        return x.double()
+    rows, eps = rms_of
+    return x.double() * (rows.double().square().mean(-1, keepdim=True) + eps).rsqrt()
+
+
+def rows_and_eps(rows, size, dtype, device):
+    """Strided rows, far from rms 1."""
+    return normal(rows, 2 * size, dtype=dtype, device=device)[:, size:] * 5, EPS
 
 
 def silu(x):
@@ -43,14 +58,19 @@ def test_rms_norm(rows, size, dtype, device, full):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "size"), [(1, 1), (7, 1500)])
-def test_silu_mul(rows, size, dtype, device, full):
+@pytest.mark.parametrize(("rows", "size"), [(1, 1), (7, 1500), (8, 1500)])
+@pytest.mark.parametrize("divided", [False, True])
+def test_silu_mul(divided, rows, size, dtype, device, full, monkeypatch):
+    if not full:
+        monkeypatch.setattr(silu_module, "_MANY_ROWS", 8)
     x = normal(rows * (1000 if full else 1), 2 * size, dtype=dtype, device=device) * 4
+    rms_of = rows_and_eps(len(x), 72, dtype, device) if divided else None
     out = poison(torch.empty(len(x), size, dtype=dtype, device=device))
-    silu_mul(x, out=out)
-    assert close(out, silu(x))
+    silu_mul(x, rms_of=rms_of, out=out)
+    assert close(out, silu(over_rms(x, rms_of)))
     if dtype == torch.float32:
-        assert close(out, reference.silu_mul(x).double())
+        given = x if rms_of is None else reference.over_rms(x, rms_of)
+        assert close(out, reference.silu_mul(given).double())
 
 
 def rotated(x, rotary):
@@ -61,10 +81,16 @@ def rotated(x, rotary):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_dim", "block_size"), [(3, 1, 20, 5), (8, 4, 32, 1), (16, 8, 128, 16)]
+    ("rows", "heads", "kv_heads", "head_dim", "block_size"),
+    [(4, 3, 1, 20, 5), (5, 3, 1, 20, 5), (4, 8, 4, 32, 1), (5, 16, 8, 128, 16)],
 )
-def test_qk_rope_kv(heads, kv_heads, head_dim, block_size, dtype, device, full):
-    rows, longest, blocks = (4000 if full else 4), 100, (400 if full else 4) * 20
+@pytest.mark.parametrize("divided", [False, True])
+def test_qk_rope_kv(divided, rows, heads, kv_heads, head_dim, block_size, dtype, device, full, monkeypatch):
+    if not full:
+        monkeypatch.setattr(rope_module, "_MANY_ROWS", 5)
+    rows *= 1000 if full else 1
+    longest, blocks = 100, 20 * rows
+    rms_of = rows_and_eps(rows, 40, dtype, device) if divided else None
     every = heads + 2 * kv_heads
     qkv = normal(rows, every * head_dim, dtype=dtype, device=device) * 2
     q_weight, k_weight = (normal(head_dim, dtype=dtype, device=device) for _ in range(2))
@@ -75,37 +101,43 @@ def test_qk_rope_kv(heads, kv_heads, head_dim, block_size, dtype, device, full):
     size = (blocks, kv_heads, block_size, head_dim)
     keys, values = (poison(torch.empty(size, dtype=dtype, device=device)) for _ in range(2))
     out = poison(torch.empty(rows, heads, head_dim, dtype=dtype, device=device))
-    qk_rope_kv(qkv, q_weight, k_weight, EPS, rotary, positions, places, keys, values, out=out)
-    q, k, v = qkv.view(rows, every, head_dim).split([heads, kv_heads, kv_heads], 1)
+    where = rotary, positions, places, keys, values
+    qk_rope_kv(qkv, q_weight, k_weight, EPS, *where, rms_of=rms_of, out=out)
+    q, k, v = over_rms(qkv, rms_of).view(rows, every, head_dim).split([heads, kv_heads, kv_heads], 1)
     turn = rotary[positions]
     assert close(out, rotated(normed(q, q_weight), turn))
     there = places >= 0
     block, offset = places[there].long() // block_size, places[there].long() % block_size
     assert close(keys[block, :, offset], rotated(normed(k, k_weight), turn)[there])
-    assert torch.equal(values[block, :, offset], v[there])
+    assert (
+        close(values[block, :, offset], v[there])
+        if divided
+        else torch.equal(values[block, :, offset], v[there].to(dtype))
+    )
     for cache in (keys, values):
         assert cache.isnan().sum() == cache.numel() - there.sum() * kv_heads * head_dim
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("before", ["plain", "norm", "silu"])
+@pytest.mark.parametrize("before", ["nothing", "silu", "division and silu"])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_linear(rows, before, dtype, device, full):
     for outputs, inputs in ((4096, 1024), (1024, 3072), (1000, 600)) if full else ((50, 72),):
-        x = normal(rows, inputs * (2 if before == "silu" else 1), dtype=dtype, device=device)
+        gated = before != "nothing"
+        x = normal(rows, inputs * (1 + gated), dtype=dtype, device=device)
         weight = normal(outputs, inputs, dtype=dtype, device=device)
-        norm = normal(inputs, dtype=dtype, device=device)
+        rms_of = rows_and_eps(rows, 72, dtype, device) if before == "division and silu" else None
         residual = normal(rows, outputs, dtype=dtype, device=device) if rows % 2 else None
         out = poison(torch.empty(rows, outputs, dtype=dtype, device=device))
         linear(
             x,
             weight,
-            norm=(norm, EPS) if before == "norm" else None,
-            silu=before == "silu",
+            silu=gated,
+            rms_of=rms_of,
             residual=residual,
             out=out,
             tile=None if full else LinearTile(16, 32, 4),
         )
-        wide = silu(x) if before == "silu" else normed(x, norm) if before == "norm" else x.double()
+        wide = silu(over_rms(x, rms_of)) if gated else x.double()
         expected = wide @ weight.double().T
         assert close(out, expected if residual is None else expected + residual.double())

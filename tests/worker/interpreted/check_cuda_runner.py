@@ -12,7 +12,7 @@ from baton_kernels import prefill_attention, reference, sampler
 from baton_wire.plan import CHUNK, Mode, Plan
 from gpu_worker.attention import AttentionShape
 from gpu_worker.attention.triton_backend import TritonAttention
-from gpu_worker.cuda import build, prompt_rows
+from gpu_worker.cuda import prompt_rows
 from gpu_worker.cuda.runner import RING, CudaRunner
 from gpu_worker.errors import PlanError
 from tests.support.random_checkpoints import Shape, write_checkpoint
@@ -47,7 +47,9 @@ def device(monkeypatch):
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    return drive.load(write_checkpoint(tmp_path_factory.mktemp("model"), Shape(), with_tokenizer=False))
+    return drive.load_folded(
+        write_checkpoint(tmp_path_factory.mktemp("model"), Shape(), with_tokenizer=False)
+    )
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def pair(loaded, device):
     c, limits = loaded.config, replace(host.limits, row_multiple=1)
     shape = AttentionShape(c.heads, c.kv_heads, c.head_dim, limits.block_size)
     attention = TritonAttention(shape, loaded.dtype, torch.device("cpu"))
-    rotary = build._rotary(reference.rotary_table(limits.max_model_len, c.head_dim, c.rope_theta))
+    rotary = reference.rotary_table(limits.max_model_len, c.head_dim, c.rope_theta)
     cache = attention.cache(c.layers, limits.num_blocks).fill_(torch.nan)
     made = CudaRunner(loaded.model, attention, cache, rotary, limits, vocabulary=c.vocab_size)
     made.prepare(graphs=False)

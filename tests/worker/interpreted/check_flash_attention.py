@@ -8,7 +8,6 @@ import torch
 
 from baton_kernels import reference
 from gpu_worker.attention import AttentionShape
-from gpu_worker.cuda import build
 from gpu_worker.cuda.runner import CudaRunner
 from tests.support import fake_flash_attn
 from tests.support.random_checkpoints import Shape, write_checkpoint
@@ -63,7 +62,7 @@ def flash_runner(loaded, limits):
     c = loaded.config
     shape = AttentionShape(c.heads, c.kv_heads, c.head_dim, limits.block_size)
     attention = FlashAttention(shape, loaded.dtype, torch.device("cpu"))
-    rotary = build._rotary(reference.rotary_table(limits.max_model_len, c.head_dim, c.rope_theta))
+    rotary = reference.rotary_table(limits.max_model_len, c.head_dim, c.rope_theta)
     cache = attention.cache(c.layers, limits.num_blocks).fill_(torch.nan)
     made = CudaRunner(loaded.model, attention, cache, rotary, limits, vocabulary=c.vocab_size)
     made.prepare(graphs=False)
@@ -80,7 +79,7 @@ def test_requests_beside_the_cpu(tmp_path, package, monkeypatch):
     monkeypatch.setattr(package, "DTYPES", {torch.float32})
     monkeypatch.setattr(package, "PAGE_MULTIPLE", 16)
     folder = write_checkpoint(tmp_path / "model", Shape(num_hidden_layers=1), with_tokenizer=False)
-    loaded = drive.load(folder)
+    loaded = drive.load_folded(folder)
     host = drive.runner(loaded, **OPTIONS)
     both = Both((flash_runner(loaded, replace(host.limits, row_multiple=1)), host))
     work = [
