@@ -139,3 +139,4 @@ class Context:
     cache: Tensor  # [layers, …]
     work: Any  # the backend's plan of this step
     rotary: Tensor  # [rows, 2, head_dim]
+    picked: Tensor | None = None  # int32 [picks]: only these rows' hidden states are wanted

@@ -56,16 +56,15 @@ class Prefiller:
     def capture(self, inbox: Inbox) -> None:
         """Captures every size, the largest first, so that the others find their memory in its pool."""
         pool = torch.cuda.graph_pool_handle()
-        picks = self._sizes[0].picks
         for size in reversed(self._sizes):
             rows = self._padding(inbox, size)
             hidden = self._forward(rows)
             if self._picked is None:
-                self._picked = torch.empty_like(hidden[:picks])
+                self._picked = torch.empty_like(hidden)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
-                torch.index_select(self._forward(rows), 0, rows.picked, out=self._picked)
+                self._picked.copy_(self._forward(rows))
             self._graphs[size] = graph
         assert self._picked is not None, "there is a size for one token"
         self._sample(self._picked, rows.pick_slots)
@@ -90,7 +89,7 @@ class Prefiller:
         rows = size.cut(inbox.words)
         hidden = self._forward(rows)
         if picks:
-            self._sample(hidden.index_select(0, rows.picked), rows.pick_slots)
+            self._sample(hidden, rows.pick_slots)
 
     def _padding(self, inbox: Inbox, size: PassSize) -> PassRows:
         """The inbox's rows for a pass of nothing but padding."""
@@ -101,7 +100,7 @@ class Prefiller:
         return rows
 
     def _forward(self, rows: PassRows) -> Tensor:
-        """Hidden states [rows, hidden]; keys and values are in the cache after it."""
+        """Hidden states [picks, hidden]; keys and values are in the cache after it."""
         table = self._table
         places = torch.empty_like(rows.positions)
         advance.locate(table.block_table, table.block_size, rows.slots, rows.positions, places)
@@ -111,6 +110,7 @@ class Prefiller:
             cache=self._cache,
             work=Rows(rows.positions, places, table.block_table, prefill=work),
             rotary=self._rotary,
+            picked=rows.picked,
         )
         return self._model(rows.tokens, context)
 

@@ -95,7 +95,7 @@ def write(plan: Plan, tiling: Tiler, sizes: list[PassSize], page: NDArray[np.int
     size = next((s for s in sizes if s.rows >= total and s.picks >= len(slot)), None)
     if size is None:
         rows = -(-total // ROWS_MULTIPLE) * ROWS_MULTIPLE
-        size = PassSize(int(last.sum()), rows, len(items), len(splits))
+        size = PassSize(max(1, int(last.sum())), rows, len(items), len(splits))  # kernels want a row
     assert len(items) <= size.items and len(splits) <= size.splits, "sizes have room for every tiling"
     into = size.cut(page)
     into.tokens[:total] = plan.chunk_tokens

@@ -64,9 +64,9 @@ class Linear(Layer):
             return ops.product(x, self.weight, residual=residual)
         if self._is_ours(x):
             return ops.invariant_product(x, self.weight, self.bias, residual)
-        if self._packed is None and self.bias is None:
+        if self._packed is None and self.bias is None and not ops.adds_apart(x, self.weight):
             return residual.addmm_(x, self.weight.T)
-        return residual + self(x)
+        return residual.add_(self(x))
 
     def add_gated(self, gate_up: Tensor, rms_of: RmsOf, residual: Tensor) -> Tensor:
         """`add` of silu(gate) · up, both first divided by the rms of `rms_of`."""

@@ -31,7 +31,7 @@ class Model(Layer):
     """A decoder: token ids to hidden states, hidden states to logits."""
 
     def __call__(self, tokens: Tensor, context: Context) -> Tensor:
-        """Hidden states [rows, hidden] for token ids int64 [rows]."""
+        """Hidden states [rows, hidden], or [picks, hidden], for token ids int64 [rows]."""
         raise NotImplementedError
 
     def logits(self, hidden: Tensor) -> Tensor:

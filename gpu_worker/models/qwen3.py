@@ -62,6 +62,10 @@ class Qwen3Config:
         )
 
 
+def _rows(x: Tensor, picked: Tensor | None) -> Tensor:
+    return x if picked is None else x.index_select(0, picked)
+
+
 class Qwen3Attention(Layer):
     """Grouped-query attention with norms on queries and keys."""
 
@@ -71,13 +75,14 @@ class Qwen3Attention(Layer):
         self.qk_norm = QKNormRope(c.heads, c.kv_heads, c.head_dim, c.norm_eps)
         self.o_proj = Linear(q, {"o_proj": c.hidden}, c.attention_bias)
 
-    def __call__(self, x: Tensor, layer: int, context: Context) -> Tensor:
-        return self.o_proj(context.attention.forward(self.qkv_proj(x), self.qk_norm, layer, context))
+    def __call__(self, x: Tensor, layer: int, context: Context, picked: Tensor | None) -> Tensor:
+        seen = context.attention.forward(self.qkv_proj(x), self.qk_norm, layer, context)
+        return self.o_proj(_rows(seen, picked))
 
-    def add(self, x: Tensor, eps: float, layer: int, context: Context) -> Tensor:
+    def add(self, x: Tensor, eps: float, layer: int, context: Context, picked: Tensor | None) -> Tensor:
         """x + attention of x / rms(x), which may take the place of x."""
-        qkv = self.qkv_proj(x)
-        return self.o_proj.add(context.attention.forward(qkv, self.qk_norm, layer, context, (x, eps)), x)
+        seen = context.attention.forward(self.qkv_proj(x), self.qk_norm, layer, context, (x, eps))
+        return self.o_proj.add(_rows(seen, picked), _rows(x, picked))
 
 
 class Qwen3MLP(Layer):
@@ -105,11 +110,12 @@ class Qwen3Layer(Layer):
         self.mlp = Qwen3MLP(c)
 
     def __call__(
-        self, x: Tensor, residual: Tensor | None, layer: int, context: Context
+        self, x: Tensor, residual: Tensor | None, layer: int, context: Context, picked: Tensor | None
     ) -> tuple[Tensor, Tensor]:
+        """(what to add, the sum), of `picked` rows alone where these are named."""
         x, residual = self.input_layernorm(x, residual)
-        x = self.self_attn(x, layer, context)
-        x, residual = self.post_attention_layernorm(x, residual)
+        x = self.self_attn(x, layer, context, picked)
+        x, residual = self.post_attention_layernorm(x, _rows(residual, picked))
         return self.mlp(x), residual
 
     def fold(self) -> None:
@@ -117,13 +123,13 @@ class Qwen3Layer(Layer):
         self.input_layernorm.fold(self.self_attn.qkv_proj)
         self.post_attention_layernorm.fold(self.mlp.gate_up_proj)
 
-    def folded(self, x: Tensor, layer: int, context: Context) -> Tensor:
+    def folded(self, x: Tensor, layer: int, context: Context, picked: Tensor | None) -> Tensor:
         """The same after `fold`, on the sum x, whose place the new one may take.
 
         Products are of x itself: what comes of them is divided by rms(x) by whoever reads it, so norms and
         additions need no kernels of their own.
         """
-        x = self.self_attn.add(x, self.input_layernorm.eps, layer, context)
+        x = self.self_attn.add(x, self.input_layernorm.eps, layer, context, picked)
         return self.mlp.add(x, self.post_attention_layernorm.eps)
 
 
@@ -157,10 +163,12 @@ class Qwen3Decoder(Layer):
         x = self.embed_tokens(tokens)
         residual: Tensor | None = None
         for i, layer in enumerate(self.layers):
+            # the last layer writes keys and values of all rows, and has only to finish those asked for
+            picked = context.picked if i == len(self.layers) - 1 else None
             if self.is_folded:
-                x = layer.folded(x, i, context)
+                x = layer.folded(x, i, context, picked)
             else:
-                x, residual = layer(x, residual, i, context)
+                x, residual = layer(x, residual, i, context, picked)
         x, _ = self.norm(x, residual)
         return x
 
@@ -174,7 +182,7 @@ class Qwen3(Model):
         self.lm_head = Head(config.hidden, config.vocab_size, tied)
 
     def __call__(self, tokens: Tensor, context: Context) -> Tensor:
-        """Hidden states [rows, hidden] for token ids int64 [rows]."""
+        """Hidden states [rows, hidden], or [picks, hidden], for token ids int64 [rows]."""
         return self.model(tokens, context)
 
     def logits(self, hidden: Tensor) -> Tensor:
