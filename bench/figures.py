@@ -1,6 +1,6 @@
 """The figures that every engine is measured by, and the child process that measures one of them.
 
-usage: python -m bench.figures ENGINE MODEL_DIR --device DEVICE [--scale full|small]
+usage: python -m bench.figures ENGINE MODEL_DIR --device DEVICE [--scale full|small] [--parts PART ...]
 
 Prints one JSON object per figure as it comes: {"figure": name, "value": number or list}.
 """
@@ -10,7 +10,7 @@ import importlib
 import json
 import random
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,14 +118,17 @@ def online(engine: Engine, scale: Scale) -> Iterator[Figure]:
         )
 
 
-def measure(engine: Engine, scale: Scale) -> Iterator[Figure]:
-    """All figures, after a round that does not count."""
+PARTS = {"decode": decode, "first-token": first_token, "throughput": throughput, "online": online}
+
+
+def measure(engine: Engine, scale: Scale, parts: Iterable[str]) -> Iterator[Figure]:
+    """Times of start, then the figures of these parts, after a round that does not count."""
     draw = random.Random(3)
     engine.serve([Request(_draw(draw, 30, scale), 16, 0.0, temperature=0.6) for _ in range(4)])
     for name, seconds in engine.starts_s.items():
         yield f"start_{name}_s", round(seconds, 1)
-    for part in (decode, first_token, throughput, online):
-        yield from part(engine, scale)
+    for part in parts:
+        yield from PARTS[part](engine, scale)
 
 
 def _draw(source: Any, length: int, scale: Scale) -> list[int]:
@@ -149,12 +152,13 @@ def main() -> None:
     parser.add_argument("model", help="folder with config.json and a tokenizer")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--scale", choices=tuple(SCALES), default="full")
+    parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
     a = parser.parse_args()
     scale = SCALES[a.scale]
     options = Options(a.model, a.device, scale.max_model_len, scale.max_num_seqs)
     engine: Engine = importlib.import_module(f"bench.engines.{a.engine}").make(options)
     try:
-        for name, value in measure(engine, scale):
+        for name, value in measure(engine, scale, a.parts):
             print(json.dumps({"figure": name, "value": value}), flush=True)
     finally:
         engine.close()

@@ -1,6 +1,7 @@
 """Baton and vLLM beside each other on one GPU, in one run, against the machine's limits and our goals.
 
-usage: python bench/gpu.py [--shapes 0.6b 8b] [--engines baton vllm] [--vllm-site DIR] [--out FILE]
+usage: python bench/gpu.py [--shapes 0.6b 8b] [--engines baton vllm] [--parts PART ...] [--vllm-site DIR]
+                           [--out FILE]
 
 Each engine runs in a process of its own, one after the other, on the same folder (random weights), and is
 asked for the same: decode time per token at several batch sizes, time to the first token of an 8,000-token
@@ -25,7 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.figures import SCALES
+from bench.figures import PARTS, SCALES
 from bench.roofline import limits
 from bench.shapes import SHAPES
 
@@ -84,6 +85,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES), default=["0.6b", "8b"])
     parser.add_argument("--engines", nargs="+", choices=("baton", "vllm"), default=["baton", "vllm"])
     parser.add_argument(
+        "--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS), metavar="PART", help=", ".join(PARTS)
+    )
+    parser.add_argument(
         "--vllm-site", metavar="DIR", help="where vLLM lies, unless it is installed [$VLLM_SITE]"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the results here as they grow")
@@ -100,7 +104,7 @@ def _arguments() -> argparse.Namespace:
 def _measure(engine: str, shape: str, model: Path, a: argparse.Namespace) -> Results:
     """One engine's figures: those that came before it failed or ran out of time, if it did."""
     command = [sys.executable, "-m", "bench.figures", engine, str(model)]
-    command += ["--device", a.device, "--scale", a.scale]
+    command += ["--device", a.device, "--scale", a.scale, "--parts", *a.parts]
     started, figures = time.monotonic(), Results()
     with tempfile.TemporaryFile("w+") as errors:
         environment = _environment(a.vllm_site if engine == "vllm" else None)

@@ -91,6 +91,15 @@ def test_an_engine_that_is_not_there_costs_only_itself() -> None:
     assert json.loads(done.stdout.splitlines()[-1])["shapes"]["tiny"] == {"vllm": {}}
 
 
+def test_parts_are_measured_alone() -> None:
+    command = [sys.executable, "bench/gpu.py", "--device", "cpu", "--scale", "small", "--shapes", "tiny"]
+    command += ["--engines", "baton", "--parts", "first-token"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=_environment())
+    assert done.returncode == 0, done.stderr
+    ours = json.loads(done.stdout.splitlines()[-1])["shapes"]["tiny"]["baton"]
+    assert ours.keys() == {"start_cold_s", "start_warm_s", "ttft_long_cold_ms", "ttft_long_hit_ms"}
+
+
 def test_limits_are_those_of_the_arithmetic() -> None:
     rates = {"copy_tb_s": 4.27, "bf16_tflop_s": 790.0}
     small = limits(SHAPES["0.6b"], SCALES["full"], rates)
