@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn.functional import linear as library_linear
 
 from baton_kernels import advance, sampler
-from baton_kernels.decode_attention import DecodeWork, decode_attention, plan
+from baton_kernels.decode_attention import decode_attention
+from baton_kernels.decode_plan import CHUNK, DecodeWork, plan
 from baton_kernels.linear import MAX_ROWS, LinearTile, linear, linear_tile
 from baton_kernels.prefill_attention import PromptChunk, plan_prefill, prefill_attention
 from baton_kernels.qk_rope_kv import qk_rope_kv
@@ -110,16 +111,18 @@ class Pages:
         size = (blocks, shape.kv_heads, block_size, shape.head_dim)
         self.layers = [(bf16(*size), bf16(*size)) for _ in range(layers)]
         self.table = torch.randperm(blocks, device="cuda").to(torch.int32).view(len(lengths), width)
-        self.bytes = sum(lengths) * shape.kv_heads * shape.head_dim * 4
+        self.block_size, self.bytes = block_size, sum(lengths) * shape.kv_heads * shape.head_dim * 4
 
 
-def planned(shape: Shape, lengths: list[int], chunk: int | None = None) -> DecodeWork:
+def planned(
+    shape: Shape, pages: Pages, lengths: list[int], chunk: int | None = None, tile: DecodeTile | None = None
+) -> DecodeWork:
     """The work list of a step."""
-    heads = (shape.heads, shape.kv_heads, shape.head_dim)
-    work = DecodeWork.make(len(lengths), *heads, max(lengths), "cuda", chunk=chunk)
+    sizes = (shape.heads, shape.kv_heads, shape.head_dim, pages.block_size)
+    work = DecodeWork.make(len(lengths), *sizes, max(lengths), "cuda", chunk, tile)
     work.seen.copy_(torch.tensor(lengths))
     work.slots.copy_(torch.arange(len(lengths)))
-    plan(work, len(lengths))
+    plan(work, len(lengths), pages.table)
     return work
 
 
@@ -136,43 +139,25 @@ def ceilings() -> Measures:
     }
 
 
-DECODE_TILES = [
-    DecodeTile(64, 2, 3, 4),
-    DecodeTile(64, 2, 3, 3),
-    DecodeTile(32, 2, 4, 6),
-    DecodeTile(32, 2, 5, 5),
-    DecodeTile(32, 1, 3, 9),
-    DecodeTile(16, 1, 5, 9),
-    DecodeTile(64, 4, 3, 3),
-]
-DESCRIBED_DECODE_TILES = [
-    DecodeTile(64, 2, 3, 4, True),
-    DecodeTile(32, 2, 5, 4, True),
-    DecodeTile(32, 1, 3, 7, True),
-    DecodeTile(64, 4, 3, 3, True),
-]
-FEW_ROWS_TILES = [
-    DecodeTile(64, 4, 3, 3),
-    DecodeTile(128, 4, 3, 2),
-    DecodeTile(64, 2, 3, 4),
-    DecodeTile(32, 2, 4, 6),
-]
+DECODE_TILES = {
+    16: [DecodeTile(64, 2, 3, 4), DecodeTile(64, 2, 5, 3), DecodeTile(32, 2, 5, 4), DecodeTile(32, 2, 7, 4)],
+    64: [DecodeTile(32, 2, 5, 4, True), DecodeTile(32, 2, 4, 6, True), DecodeTile(64, 4, 4, 4, True)],
+}
 
 
 def decode(clock: Clock) -> list[Measures]:
-    """Attention of a decode step: tiles, block sizes, chunks, batches."""
+    """Attention of a decode step: tiles, block sizes, equal ranges or chunks, batches."""
     cases: list[tuple[Shape, int, int, int | None, DecodeTile | None]] = []
-    cases += [(SMALL, batch, 16, 256, tile) for batch in (64, 256) for tile in DECODE_TILES]
-    cases += [(SMALL, 256, 64, 256, tile) for tile in DESCRIBED_DECODE_TILES]
-    cases += [(SMALL, b, 16, chunk, tile) for b in (1, 8) for chunk in (64, 128) for tile in FEW_ROWS_TILES]
-    cases += [(LARGE, batch, 16, 256, tile) for batch in (64, 256) for tile in DECODE_TILES[::2]]
-    cases += [(shape, batch, 16, None, None) for shape in (SMALL, LARGE) for batch in (1, 8, 64, 256)]
+    for size, tiles in DECODE_TILES.items():
+        cases += [(SMALL, batch, size, None, tile) for batch in (8, 64, 256) for tile in tiles]
+    cases += [(shape, batch, 64, None, None) for shape in (SMALL, LARGE) for batch in (1, 8, 64, 128, 256)]
+    cases += [(SMALL, batch, 64, CHUNK, None) for batch in (1, 8, 64, 256)]
     results: list[Measures] = []
     for shape, batch, block_size, chunk, tile in cases:
         lengths = bench_lengths(batch)
         pages = Pages(shape, lengths, block_size, max(4, min(28, int(6e8 / (sum(lengths) * 4096)))))
-        q, work = bf16(batch, shape.heads, shape.head_dim), planned(shape, lengths, chunk)
-        attend = partial(decode_attention, block_table=pages.table, work=work, scale=0.1, tile=tile)
+        q, work = bf16(batch, shape.heads, shape.head_dim), planned(shape, pages, lengths, chunk, tile)
+        attend = partial(decode_attention, block_table=pages.table, work=work, scale=0.1)
         us = clock.graph_us([partial(attend, q, *layer, out=torch.empty_like(q)) for layer in pages.layers])
         show(
             results,
@@ -245,7 +230,7 @@ class Table:
 
 def row_kernels(rows: int) -> dict[str, Launch]:
     """Kernels on rows, and those of the step's ends."""
-    s, table = SMALL, Table(rows)
+    s, table, pages = SMALL, Table(rows), Pages(SMALL, [1000] * rows, 64, 0)
     cache, head = bf16(rows * 4, s.kv_heads, 16, s.head_dim), bf16(s.head_dim)
     rotary = torch.randn(4096, 2, s.head_dim, device="cuda")
     places = torch.arange(rows, device="cuda", dtype=torch.int32) * 40
@@ -259,7 +244,7 @@ def row_kernels(rows: int) -> dict[str, Launch]:
         "qk_rope_kv": partial(
             qk_rope_kv, bf16(rows, s.qkv), head, head, EPS, rotary, places, places, cache, cache
         ),
-        "plan": partial(plan, planned(s, [1000] * rows), rows),
+        "plan": partial(plan, planned(s, pages, [1000] * rows), rows, pages.table),
         "begin": partial(advance.begin, table, table, rows, 16, named),
         "advance": partial(advance.advance, table, table.sampled, ring, steps),
     }
@@ -351,7 +336,7 @@ class Chain:
         lengths = bench_lengths(batch)
         self.layers = layers
         self.pages = Pages(SMALL, lengths, block_size, SMALL.layers)
-        self.work = planned(SMALL, lengths)
+        self.work = planned(SMALL, self.pages, lengths)
         self.places = torch.arange(batch, device="cuda", dtype=torch.int32) * 40
         self.rotary = torch.randn(4096, 2, SMALL.head_dim, device="cuda")
         self.x = bf16(batch, SMALL.hidden)

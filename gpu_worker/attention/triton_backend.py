@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baton_kernels.decode_attention import CHUNK, DecodeWork, decode_attention, plan
+from baton_kernels.decode_attention import decode_attention
+from baton_kernels.decode_plan import CHUNK, DecodeWork, plan
 from baton_kernels.prefill_attention import PrefillWork, Tiling, prefill_attention
 from baton_kernels.qk_rope_kv import qk_rope_kv
 from baton_kernels.reference import RmsOf
@@ -62,11 +63,12 @@ class TritonAttention:
         """See `DeviceAttention.decode_space`."""
         s = self.shape
         chunk = CHUNK if self.deterministic else None
-        return DecodeWork.make(rows, s.heads, s.kv_heads, s.head_dim, max_length, self.device, chunk)
+        sizes = (s.heads, s.kv_heads, s.head_dim, s.block_size)
+        return DecodeWork.make(rows, *sizes, max_length, self.device, chunk)
 
     def plan_decode(self, space: DecodeWork, rows: int, block_table: Tensor) -> DecodeWork:
         """See `DeviceAttention.plan_decode`."""
-        plan(space, rows)
+        plan(space, rows, block_table)
         return space
 
     def plan_prompts(self, items: Tensor, splits: Tensor, block_table: Tensor) -> PrefillWork:

@@ -3,6 +3,8 @@
 Twins: `reference.qk_norm_rope`, `write_kv`, and `over_rms` before them. The cache of a layer is two tensors
 [blocks, kv_heads, block_size, head_dim]: a head's positions in a block are contiguous.
 A place is block · block_size + offset in the block, int32; -1 stands for "nowhere" and skips the write.
+Values are written as finite numbers, whatever they are: attention reads tiles beyond a sequence's end, with
+weight 0, and nothing there may turn that into NaN. A row that has gone wrong still shows: its keys say so.
 """
 
 from math import gcd
@@ -35,6 +37,12 @@ def _norm_rope(low, high, weight_ptr, angle_ptr, eps, half, HALF: tl.constexpr):
 
 
 @triton.jit
+def _finite(x, largest):
+    """x within what the cache can hold; 0 for what is no number."""
+    return tl.where(x == x, tl.minimum(tl.maximum(x, -largest), largest), 0.0)
+
+
+@triton.jit
 def _store_halves(target, low, high, mask, HALF: tl.constexpr):
     tl.store(target, low.to(target.dtype.element_ty), mask=mask)
     tl.store(target + HALF, high.to(target.dtype.element_ty), mask=mask)
@@ -59,6 +67,7 @@ def qk_rope_kv_kernel(
     rms_stride,
     eps,
     rms_eps,
+    largest,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
@@ -104,7 +113,7 @@ def qk_rope_kv_kernel(
             _store_halves(target, k_low, k_high, written, HALF)
         else:
             target = v_ptr + cached + (first - HEADS - KV_HEADS + head) * head_stride
-            _store_halves(target, low, high, written, HALF)
+            _store_halves(target, _finite(low, largest), _finite(high, largest), written, HALF)
 
 
 def qk_rope_kv(
@@ -157,6 +166,7 @@ def qk_rope_kv(
         divisor.stride(0),
         eps,
         rms_eps,
+        torch.finfo(values.dtype).max,
         HEADS=heads,
         KV_HEADS=kv_heads,
         HALF=head_dim // 2,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class DecodeTile:
-    """Decode attention: keys per iteration, warps, pipeline stages, programs per multiprocessor.
+    """Decode attention: keys of a tile, warps, pipeline stages, programs per multiprocessor.
 
     `described`: keys and values by the bulk copy engine, where a cache block holds whole iterations.
     """
@@ -48,7 +48,7 @@ class Tiles:
     prefill_bulk: tuple[PrefillTile, ...] = ()
 
     def decode_for(self, block_size: int, head_dim: int) -> DecodeTile:
-        """For steps of many rows."""
+        """For a cache of such blocks and heads."""
         if head_dim > 128:
             return self.decode_wide
         return next((tile for tile in self.decode_bulk if block_size % tile.keys == 0), self.decode)
@@ -61,7 +61,7 @@ class Tiles:
 
 
 _SMALL_SHARED_MEMORY = Tiles(  # 100 KiB of it per multiprocessor instead of 164 and more
-    decode=DecodeTile(32, 4, 3, 2),
+    decode=DecodeTile(32, 4, 4, 3),
     decode_wide=DecodeTile(32, 8, 3, 1),
     prefill=PrefillTile(128, 32, 8, 2),
     prefill_wide=PrefillTile(64, 32, 8, 1),
@@ -69,7 +69,7 @@ _SMALL_SHARED_MEMORY = Tiles(  # 100 KiB of it per multiprocessor instead of 164
 
 _TABLE = {
     80: Tiles(
-        decode=DecodeTile(64, 4, 3, 2),
+        decode=DecodeTile(64, 4, 4, 3),
         decode_wide=DecodeTile(32, 8, 3, 1),
         prefill=PrefillTile(128, 64, 8, 2),
         prefill_wide=PrefillTile(64, 32, 8, 2),
@@ -77,7 +77,7 @@ _TABLE = {
     86: _SMALL_SHARED_MEMORY,
     89: _SMALL_SHARED_MEMORY,
     90: Tiles(  # measured on an H200, see bench/results
-        decode=DecodeTile(64, 2, 3, 4, described=True),
+        decode=DecodeTile(64, 2, 3, 4),
         decode_wide=DecodeTile(32, 4, 3, 2),
         prefill=PrefillTile(128, 128, 8, 2),
         prefill_wide=PrefillTile(64, 32, 8, 2),

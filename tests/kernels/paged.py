@@ -7,7 +7,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Paged:
-    """Caches [blocks, kv_heads, block_size, head_dim]; all positions that no sequence has are NaN."""
+    """Caches [blocks, kv_heads, block_size, head_dim]; all positions that no sequence has hold rubbish."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -27,8 +27,11 @@ class Paged:
         return torch.einsum("hn,nhd->hd", scores.softmax(-1), values)
 
 
-def paged(lengths, kv_heads, head_dim, block_size, dtype, device):
-    """Sequences of these lengths in slots 0, 1 …, their blocks in random order."""
+def paged(lengths, kv_heads, head_dim, block_size, dtype, device, behind=torch.nan):
+    """Sequences of these lengths in slots 0, 1 …, their blocks in random order.
+
+    `behind`: values where no sequence is; keys there are NaN.
+    """
     width = -(-max(*lengths, 1) // block_size)
     count = width * len(lengths)
     size = (count + 1, kv_heads, block_size, head_dim)
@@ -38,5 +41,5 @@ def paged(lengths, kv_heads, head_dim, block_size, dtype, device):
         for place in range(length // block_size, width):
             first = max(length - place * block_size, 0)
             keys[table[slot, place], :, first:] = torch.nan
-            values[table[slot, place], :, first:] = torch.nan
+            values[table[slot, place], :, first:] = behind
     return Paged(keys, values, table)

@@ -8,7 +8,8 @@ import torch
 pytest.importorskip("triton", reason="kernels are Triton's; it is for Linux")
 
 from baton_kernels import advance, sampler
-from baton_kernels.decode_attention import DecodeWork, decode_attention, plan
+from baton_kernels.decode_attention import decode_attention
+from baton_kernels.decode_plan import DecodeWork, plan
 from baton_kernels.invariant_linear import invariant_linear
 from baton_kernels.linear import linear
 from baton_kernels.prefill_attention import PromptChunk, plan_prefill, prefill_attention
@@ -50,9 +51,10 @@ class Table:
 
 def decode(heads, kv_heads, head_dim, block_size):
     cache, q = bf16(64, kv_heads, block_size, head_dim), bf16(SLOTS, heads, head_dim)
-    work = DecodeWork.make(SLOTS, heads, kv_heads, head_dim, 4096, CPU)
-    plan(work, SLOTS)
-    decode_attention(q, cache, cache, numbers(SLOTS, 256), work, head_dim**-0.5)
+    work = DecodeWork.make(SLOTS, heads, kv_heads, head_dim, block_size, 4096, CPU)
+    table = numbers(SLOTS, 256)
+    plan(work, SLOTS, table)
+    decode_attention(q, cache, cache, table, work, head_dim**-0.5)
 
 
 def prefill(heads, kv_heads, head_dim, block_size):
