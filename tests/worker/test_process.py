@@ -175,7 +175,7 @@ def test_a_refused_worker_says_why(place, start):
 
 def test_a_step_that_takes_too_long_ends_the_worker(place, start):
     core = Core(place[1])
-    worker = start("--step-timeout-s", "0.05", "--max-num-batched-tokens", "400000")
+    worker = start("--step-timeout-s", "0.005", "--max-num-batched-tokens", "400000")
     core.until(lambda: core.listener.peers())
     admission = np.zeros(4, ADMISSION)
     admission["slot"] = np.arange(4)
@@ -193,7 +193,7 @@ def test_a_step_that_takes_too_long_ends_the_worker(place, start):
     )
     core.until(lambda: worker.poll() is not None)
     assert worker.returncode == 70
-    assert stderr(worker).splitlines()[-1] == "gpu_worker: step 1 took longer than 0.05 s"
+    assert stderr(worker).splitlines()[-1] == "gpu_worker: step 1 took longer than 0.005 s"
     core.close()
 
 
