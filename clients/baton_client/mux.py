@@ -22,7 +22,7 @@ import grpc.aio
 
 from baton.inference.v1 import inference_pb2 as pb
 from baton_client.errors import BatonError, error_of, error_of_call, error_of_status
-from baton_client.prompt import Prompt, generate_request
+from baton_client.prompt import Prompt, fill_request
 from baton_client.results import Event, delta_of, finish_of
 from baton_client.sampling import Sampling
 
@@ -123,7 +123,10 @@ async def _drain(
 
 
 def _start(number: int, prompt: Prompt, sampling: Sampling) -> pb.GenerateMuxRequest:
-    return pb.GenerateMuxRequest(start=pb.MuxStart(id=number, request=generate_request(prompt, sampling)))
+    message = pb.GenerateMuxRequest()
+    message.start.id = number
+    fill_request(message.start.request, prompt, sampling)
+    return message
 
 
 def _cancel(number: int) -> pb.GenerateMuxRequest:

@@ -25,7 +25,18 @@ Prompt = str | Sequence[int] | Messages
 
 def generate_request(prompt: Prompt, sampling: Sampling) -> pb.GenerateRequest:
     """Return the request of Generate. Raises InvalidArgumentError for a prompt of the wrong form."""
-    request = pb.GenerateRequest(sampling=sampling.to_sampling(), stopping=sampling.to_stopping())
+    request = pb.GenerateRequest()
+    fill_request(request, prompt, sampling)
+    return request
+
+
+def fill_request(request: pb.GenerateRequest, prompt: Prompt, sampling: Sampling) -> None:
+    """Fill an empty request where it lies: a message of thousands of ids costs as much to copy as to make.
+
+    Raises as `generate_request`.
+    """
+    request.sampling.CopyFrom(sampling.to_sampling())
+    request.stopping.CopyFrom(sampling.to_stopping())
     if isinstance(prompt, str):
         request.text = _text("text", prompt)
     elif _is_chat(prompt):
@@ -35,7 +46,6 @@ def generate_request(prompt: Prompt, sampling: Sampling) -> pb.GenerateRequest:
             request.token_ids.ids.extend(prompt)  # type: ignore[arg-type]  # checked by protobuf, far faster
         except (TypeError, ValueError) as error:
             raise InvalidArgumentError(f"token_ids: {error}", field="token_ids") from None
-    return request
 
 
 def tokenize_request(prompt: str | Messages) -> pb.TokenizeRequest:
