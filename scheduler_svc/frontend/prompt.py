@@ -1,6 +1,7 @@
 """A request's prompt, in whichever form it comes, as token ids. Knows nothing of what is done with them."""
 
 import asyncio
+from array import array
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def _given(token_ids: pb.TokenIds, vocab_size: int, longest: int) -> Column:
         message = f"token_ids.ids: {count} tokens leave no room for output, a sequence holds {longest}"
         metadata = {"prompt_tokens": str(count), "max_model_len": str(longest)}
         raise RequestError(Reason.TOO_LONG, message, field="token_ids.ids", metadata=metadata)
-    ids = np.array(token_ids.ids, np.uint32)
+    ids = np.array(array("I", token_ids.ids[:]))  # numpy alone asks for each id by itself: twice the time
     wrong = ids >= vocab_size
     if wrong.any():
         place = int(wrong.argmax())
