@@ -211,7 +211,7 @@ class Scheduler:
             self.pool.share(block)
         sequence.blocks = shared + [self.pool.take() for _ in range(fresh)]
         sequence.planned = len(shared) * size
-        sequence.chain = None
+        sequence.chain, sequence.indexed = (found[-1] if found else None), len(found)
         if sequence.cached < 0:
             sequence.cached = sequence.planned
         return True
@@ -308,7 +308,7 @@ class Scheduler:
             due[[slot for slot, last, _, _ in flight.chunks if last]] = True
         ended = result.ends["slot"]
         if len(ended):
-            if not due[ended].all() or len(np.unique(ended)) != len(ended):
+            if not due[ended].all() or len(set(ended.tolist())) != len(ended):
                 raise DesyncError(f"step {result.step}: a slot ended that did not run, or ended twice")
             due[ended[result.ends["reason"] == End.NUMERICAL]] = False
         if (due != (result.tokens != NO_TOKEN)).any():
@@ -348,8 +348,9 @@ class Scheduler:
                 data = sequence.tokens[:whole].tobytes()
                 sequence.history[:] = data
                 step = size * TOKEN.itemsize
-                for number, key in enumerate(sequence.keys):
-                    self._index(sequence, key, data[number * step : (number + 1) * step], number)
+                for number in range(sequence.indexed, len(sequence.keys)):  # shared ones stay: they are held
+                    block = data[number * step : (number + 1) * step]
+                    self._index(sequence, sequence.keys[number], block, number)
 
     def _index(self, sequence: Sequence, key: bytes, tokens: bytes, number: int) -> None:
         """Block `number` of a sequence holds `tokens` after the sequence's chain so far: index it."""

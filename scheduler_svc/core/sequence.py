@@ -47,6 +47,8 @@ class Sequence:
     # Keys of `tokens`' whole blocks, computed once; the entry under which the chain continues.
     keys: list[bytes] = field(default_factory=list)
     chain: Entry | None = None
+    # Of its first blocks, so many were found in the index at this admission.
+    indexed: int = 0
     # Prompt tokens found in the prefix cache at the first admission; -1 before it.
     cached: int = -1
     preemptions: int = 0
