@@ -39,6 +39,8 @@ class Verdict(IntEnum):
     QUARANTINED = 7  # it was running whenever one of several workers failed
 
 
+_VERDICTS = frozenset(map(int, Verdict))
+
 # kind, stop ids, handle, max_tokens, min_tokens, prompt tokens; then SAMPLING, stop ids, prompt
 _SUBMIT = struct.Struct("<BBxxIIII")
 
@@ -135,7 +137,7 @@ class Step:
         _, started, rows, over = unpack_header(_STEP, payload, "step")
         shape = [(HANDLE, rows), (TOKEN, rows), (OVER, over), (STARTED, started)]
         handles, tokens, ended, begun = unpack_columns(payload, _STEP.size, shape, "step")
-        if over and not (1 <= ended["verdict"].min() and ended["verdict"].max() <= max(Verdict)):
+        if over and not _VERDICTS.issuperset(ended["verdict"].tolist()):
             raise WireError("step: unknown verdict")
         return Step(handles, tokens, ended, begun)
 
