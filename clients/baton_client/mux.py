@@ -109,6 +109,14 @@ class AsyncMux:
         self._call.cancel()
 
     async def __aenter__(self) -> Self:
+        """Return once the stream is open, so that no request waits for that; iterating tells if it failed."""
+        try:
+            await self._call.wait_for_connection()
+        except grpc.aio.AioRpcError:
+            pass
+        except BaseException:
+            self._call.cancel()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -1,6 +1,7 @@
 """Both faces of a mux stream, held to the same facts, against a server in this process."""
 
 import asyncio
+import socket
 import time
 
 import grpc
@@ -110,6 +111,18 @@ def test_its_time_is_over(batches, server):
     server.service.token_delay_s = 0.3
     with pytest.raises(DeadlineError):
         batches(server.address, lambda mux: mux.start(1, "abcdef"), timeout_s=0.2)
+
+
+def test_who_waits_for_a_stream_to_open_may_be_cancelled():
+    async def run(address):
+        async with AsyncClient(address) as client:
+            mux = client.mux()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(mux.__aenter__(), 0.2)
+            assert mux._call.cancelled()
+
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        asyncio.run(run(f"127.0.0.1:{mute.getsockname()[1]}"))
 
 
 def ends_of(pump, count):
