@@ -225,6 +225,16 @@ def test_a_whole_prompt_in_the_cache_still_leaves_a_token_to_compute() -> None:
     bench.check()
 
 
+def test_what_follows_a_prefix_from_the_cache_is_found_too() -> None:
+    bench = Bench(hello(blocks=40, budget=64))
+    known = list(range(12))
+    for tail, cached in (([1] * 9, 0), ([2] * 9, 12), ([2] * 9, 20), ([1] * 9, 20)):
+        number = bench.add(known + tail, 2)
+        bench.finish()
+        assert bench.sequences[number].cached == cached
+    bench.check()
+
+
 def test_a_prompt_is_not_indexed_before_its_first_token_is_confirmed() -> None:
     bench = Bench(hello(blocks=40, budget=64))
     bench.add(list(range(20)), 3)
