@@ -68,10 +68,11 @@ proto: $(PROTOGEN) ## Generate the Python stubs from the .proto files
 baseline: $(READY) ## Record the API as it is now: what later changes may not break
 	$(BIN)/buf build proto --exclude-source-info -o proto/baseline.binpb
 
-bench: $(READY) ## Measure scheduler cost, throughput and streaming
+bench: $(READY) ## Measure scheduler cost, throughput, streaming and first tokens
 	$(PY) bench/scheduler.py $(ARGS)
 	$(PY) bench/throughput.py $(ARGS)
 	$(PY) bench/streaming.py $(ARGS)
+	$(PY) bench/first_token.py $(ARGS)
 
 bench-gpu: $(NEEDS) ## Measure Baton beside vLLM on this machine's GPU [VLLM_SITE=dir PY=python3]
 	$(GPU_ENV) $(PY) bench/gpu.py $(ARGS)

@@ -65,12 +65,13 @@ class FakeWorker:
         """Until `stop`. Raises `Refused`, `WireError`, or `ContractError` where the core is wrong."""
         while not self._stopping:
             for plan in self.session.poll(_POLL_S):
-                start = time.perf_counter()
+                start, began_ns = time.perf_counter(), time.monotonic_ns()
                 result = self._table.execute(plan, self._step_us)
                 self._occupy_device(start)
                 self._fail_on_purpose()
                 if self._step_log is not None:
-                    self._step_log.write(self._table.sampled(result.tokens, time.monotonic_ns()).tobytes())
+                    records = self._table.sampled(result.tokens, began_ns, time.monotonic_ns())
+                    self._step_log.write(records.tobytes())
                 self.session.reply(result)
         self.session.leave()
         if self._step_log is not None:

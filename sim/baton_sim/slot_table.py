@@ -19,8 +19,8 @@ from baton_wire.state import Occupancy, state_hash
 
 FREE, PREFILL, DECODE = (np.uint8(o) for o in (Occupancy.FREE, Occupancy.PREFILL, Occupancy.DECODE))
 NOBODY = -1
-# One sampled token: when, by the monotonic clock in nanoseconds; of which seed; at which position.
-STEP_LOG = np.dtype([("at_ns", "<i8"), ("seed", "<u8"), ("position", "<i8")])
+# One sampled token: when, and when its step began (monotonic clock, nanoseconds); its seed and position.
+STEP_LOG = np.dtype([("at_ns", "<i8"), ("began_ns", "<i8"), ("seed", "<u8"), ("position", "<i8")])
 
 
 class ContractError(AssertionError):
@@ -138,11 +138,12 @@ class SlotTable:
         ends = self._sample(np.concatenate((rows, np.array(sampled, np.int64))), tokens, self._masks(plan))
         return Result(plan.step, self._hash(), exec_us, 0, tokens, np.array(ends, ENDED))
 
-    def sampled(self, tokens: Column, at_ns: int) -> Column:
+    def sampled(self, tokens: Column, began_ns: int, at_ns: int) -> Column:
         """Records of STEP_LOG of the step just executed, whose result has these `tokens`."""
         rows = np.flatnonzero(tokens != NO_TOKEN)
         records = np.empty(len(rows), STEP_LOG)
-        records["at_ns"], records["seed"], records["position"] = at_ns, self.seed[rows], self.length[rows]
+        records["at_ns"], records["began_ns"] = at_ns, began_ns
+        records["seed"], records["position"] = self.seed[rows], self.length[rows]
         return records
 
     def _check_header(self, plan: Plan) -> None:

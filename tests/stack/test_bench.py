@@ -1,4 +1,4 @@
-"""The streaming bench runs, accounts for every token by the worker's own log, and ends with JSON."""
+"""The benches of the stack run, account for every token by the worker's own log, and end with JSON."""
 
 import json
 import subprocess
@@ -19,3 +19,15 @@ def test_a_quick_run():
         assert 0 < case["tokens_per_s"] < 16 / 0.003
     mux, plain = summary["cases"]
     assert mux["messages_per_s"] < plain["messages_per_s"] / 2
+
+
+def test_first_tokens():
+    command = [sys.executable, "-m", "bench.first_token", "--quick", "--tokens=300", "--gap-ms=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert (summary["bench"], summary["tokens"]) == ("first_token", 300)
+    for kind in ("short", "cold", "hit"):
+        figures = summary[kind]
+        assert 0 < figures["added_best_ms"] <= figures["added_ms"] < figures["first_token_ms"]
+        assert all(figures[f"{part}_ms"] > 0 for part in ("there", "worker", "back"))
