@@ -59,9 +59,10 @@ class Result:
         """The result in `payload`, columns as read-only views of it; `WireError` where it is malformed."""
         step, state_hash, exec_us, rank, rows, ended = unpack_header(_HEADER, payload, "result")
         tokens, ends = unpack_columns(payload, _HEADER.size, [(TOKEN, rows), (ENDED, ended)], "result")
-        if ended and not (End.STOP <= ends["reason"].min() and ends["reason"].max() <= End.NUMERICAL):
+        slots, reasons = ends["slot"].tolist(), ends["reason"].tolist()  # few: lists beat numpy
+        if ended and not (End.STOP <= min(reasons) and max(reasons) <= End.NUMERICAL):
             raise WireError("result: unknown end reason")
-        if ended and rows and ends["slot"].max() >= rows:
+        if ended and rows and max(slots) >= rows:
             raise WireError("result: an ended slot is beyond the row bound")
         if rows and tokens.min() < NO_TOKEN:
             raise WireError("result: a negative token")
