@@ -1,7 +1,7 @@
 """Attention by our Triton kernels: norm, rotation and cache write in one, then decode or prompt chunks.
 
-A forward pass here is either a decode step over slots (captured in graphs) or one over prompt chunks: `Rows`
-says which. Cache: [layers, 2, blocks, kv_heads, block_size, head_dim].
+A forward pass here is over slots that decode, over prompt chunks, or over both: `Rows` says which.
+Cache: [layers, 2, blocks, kv_heads, block_size, head_dim].
 """
 
 from dataclasses import dataclass
@@ -22,13 +22,14 @@ from gpu_worker.layers.norm import QKNormRope
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of a pass on the device, and the plan that its layers share: exactly one of the two."""
+    """Rows of a pass on the device, decode rows first, and the plans that its layers share: one, or both."""
 
     positions: Tensor  # int32 [rows]
     places: Tensor  # int32 [rows], block · block_size + offset, -1 for rows that write nothing
     block_table: Tensor  # int32 [slots, blocks]
     decode: Any = None  # of the backend's `plan_decode` …
     prefill: Any = None  # … or `plan_prompts`
+    decodes: int = 0  # of rows, where there are both
 
 
 class TritonAttention:
@@ -88,10 +89,10 @@ class TritonAttention:
             rms_of=rms_of,
             pdl=pdl,
         )
+        out, where = torch.empty_like(q), (keys, values, rows.block_table)
+        count = len(q) if rows.prefill is None else rows.decodes
         if rows.decode is not None:
-            out = decode_attention(q, keys, values, rows.block_table, rows.decode, self._scale, pdl=pdl)
-        else:
-            assert rows.prefill is not None
-            out = torch.empty_like(q)
-            prefill_attention(q, keys, values, rows.block_table, rows.prefill, self._scale, out)
+            decode_attention(q[:count], *where, rows.decode, self._scale, out=out[:count], pdl=pdl)
+        if rows.prefill is not None:
+            prefill_attention(q[count:], *where, rows.prefill, self._scale, out[count:])
         return out.flatten(1)

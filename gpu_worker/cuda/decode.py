@@ -10,12 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from baton_kernels import advance, sampler
-from baton_kernels.sampler import SampleWork
-from gpu_worker.attention.interface import Context, DecodeSpace, DeviceAttention
+from baton_kernels import advance
+from gpu_worker.attention.interface import DecodeSpace
 from gpu_worker.attention.triton_backend import Rows
-from gpu_worker.models import Model
-from gpu_worker.slots import SlotTable
+from gpu_worker.cuda.forward import Forward
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +32,13 @@ class StepRows:
     sampled: Tensor
 
     @staticmethod
-    def make(space: DecodeSpace) -> "StepRows":
+    def make(space: DecodeSpace, sampled: Tensor) -> "StepRows":
         """For as many rows as the attention's space, which `seen` and `slots` belong to."""
 
         def numbers() -> Tensor:
             return torch.zeros_like(space.seen)
 
-        return StepRows(numbers(), numbers(), numbers(), space.seen, space.slots, numbers())
+        return StepRows(numbers(), numbers(), numbers(), space.seen, space.slots, sampled)
 
 
 def buckets(most: int) -> list[int]:
@@ -50,24 +48,13 @@ def buckets(most: int) -> list[int]:
 
 
 class Decoder:
-    """Decode steps of one model over one slot table."""
+    """Decode steps."""
 
-    def __init__(
-        self,
-        model: Model,
-        attention: DeviceAttention,
-        cache: Tensor,
-        rotary: Tensor,
-        table: SlotTable,
-        space: DecodeSpace,
-        vocabulary: int,
-    ) -> None:
-        slots, device = len(table), cache.device
-        self._model, self._attention, self._cache, self._rotary = model, attention, cache, rotary
-        self._table, self._space = table, space
-        self.rows = StepRows.make(space)
-        self.sampling = SampleWork.make(slots, vocabulary, device)
-        self._named = torch.zeros(slots, dtype=torch.int8, device=device)
+    def __init__(self, forward: Forward, space: DecodeSpace) -> None:
+        slots = len(forward.table)
+        self._forward, self._space = forward, space
+        self.rows = StepRows.make(space, forward.sampled)
+        self._named = torch.zeros(slots, dtype=torch.int8, device=space.seen.device)
         self._buckets = buckets(slots)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
@@ -80,11 +67,11 @@ class Decoder:
         pool = torch.cuda.graph_pool_handle()
         for bucket in reversed(self._buckets):
             for _ in range(_WARM_UPS):
-                self._forward(bucket)
+                self._pass(bucket)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
-                self._forward(bucket)
+                self._pass(bucket)
             self._graphs[bucket] = graph
         log.info("captured graphs=%d largest=%d", len(self._graphs), self._buckets[-1])
 
@@ -93,31 +80,33 @@ class Decoder:
         bucket = self.bucket(rows)
         graph = self._graphs.get(bucket)
         if graph is None:
-            self._forward(bucket)
+            self._pass(bucket)
         else:
             graph.replay()
 
     def constrained(self, rows: int, held: Tensor, allowed: Tensor) -> None:
         """The same with held slots: `held` int64 [n] move too, under their masks `allowed` [n, words]."""
-        masks = torch.full((len(self._table) + 1,), -1, dtype=torch.int32, device=held.device)
+        masks = torch.full((len(self._named) + 1,), -1, dtype=torch.int32, device=held.device)
         masks[held] = torch.arange(len(held), dtype=torch.int32, device=held.device)
         self._named[held] = 1
-        self._forward(self.bucket(rows), allowed, masks)
+        self._pass(self.bucket(rows), allowed, masks)
         self._named.zero_()
 
     def idle(self) -> None:
         """No decode row in this step: only marks that no slot has sampled yet."""
         self.rows.sampled.fill_(advance.NOT_SAMPLED)
 
-    def _forward(self, bucket: int, allowed: Tensor | None = None, masks: Tensor | None = None) -> None:
-        """`masks`: int32 [slots + 1], which of `allowed` a slot is under; -1 for none, and at the end."""
-        table, rows = self._table, self.rows
+    def begin(self, bucket: int) -> tuple[Tensor, Rows]:
+        """Lays out a step of up to `bucket` rows on the device: their tokens, and what else a pass needs."""
+        table, rows = self._forward.table, self.rows
         advance.begin(table, rows, bucket, table.block_size, self._named)
-        decode = self._attention.plan_decode(self._space, bucket, table.block_table)
-        work = Rows(rows.positions[:bucket], rows.places[:bucket], table.block_table, decode=decode)
-        context = Context(self._attention, self._cache, work, self._rotary)
-        hidden = self._model(rows.tokens[:bucket], context)
-        logits = self._model.logits(hidden)
-        slots = rows.slots[:bucket]
+        work = self._forward.attention.plan_decode(self._space, bucket, table.block_table)
+        places, positions = rows.places[:bucket], rows.positions[:bucket]
+        return rows.tokens[:bucket], Rows(positions, places, table.block_table, decode=work)
+
+    def _pass(self, bucket: int, allowed: Tensor | None = None, masks: Tensor | None = None) -> None:
+        """`masks`: int32 [slots + 1], which of `allowed` a slot is under; -1 for none, and at the end."""
+        hidden = self._forward(*self.begin(bucket))
+        slots = self.rows.slots[:bucket]
         by_row = None if masks is None else masks[slots.long()]
-        sampler.sample(logits, slots, table, self.sampling, rows.sampled, allowed=allowed, mask_rows=by_row)
+        self._forward.sample(hidden, slots, allowed, by_row)

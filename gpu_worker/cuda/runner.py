@@ -1,8 +1,9 @@
 """Executes plans on a CUDA device without ever waiting for it: plans are queued, results are picked up later.
 
-    changes and prompt rows, one copy → decode step → prompt chunks → advance, which writes the result
+    changes and prompt rows, one copy → decode step and prompt chunks → advance, which writes the result
 
-All on one stream, in step order; each but the first is a captured graph where one fits. A plan without words
+All on one stream, in step order; each but the first is a captured graph where one fits, and a step's decode
+rows and chunks are one pass where that fits. A plan without words
 costs no copy. Results go straight into memory of the host. Knows nothing of links, sessions or processes.
 """
 
@@ -15,14 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from baton_kernels import advance
+from baton_kernels.sampler import SampleWork
 from baton_wire.columns import TOKEN
 from baton_wire.plan import Plan
 from baton_wire.result import ENDED, Result
 from gpu_worker.attention.interface import DeviceAttention
 from gpu_worker.cuda.decode import Decoder
+from gpu_worker.cuda.forward import Forward
 from gpu_worker.cuda.inbox import Inbox, send
+from gpu_worker.cuda.mixed import Mixer
 from gpu_worker.cuda.prefill import Prefiller
-from gpu_worker.cuda.prompt_rows import PassSize
+from gpu_worker.cuda.prompt_rows import PICKS, PassSize
 from gpu_worker.errors import PlanError
 from gpu_worker.limits import Limits
 from gpu_worker.models import Model
@@ -59,12 +63,12 @@ class CudaRunner:
         device, slots = cache.device, limits.max_slots
         width = -(-limits.max_model_len // limits.block_size)
         self.slots = SlotTable(slots, width, limits.block_size, limits.num_blocks, device)
-        space = attention.decode_space(slots, limits.max_model_len)
-        self.decoder = Decoder(model, attention, cache, rotary, self.slots, space, vocabulary)
-        self._prefiller = Prefiller(
-            *(model, attention, cache, rotary, self.slots),
-            *(self.decoder.sampling, self.decoder.rows.sampled, limits.max_tokens_per_step),
-        )
+        sampling = SampleWork.make(slots + PICKS, vocabulary, device)
+        sampled = torch.zeros(slots, dtype=torch.int32, device=device)
+        forward = Forward(model, attention, cache, rotary, self.slots, sampling, sampled)
+        self.decoder = Decoder(forward, attention.decode_space(slots, limits.max_model_len))
+        self._prefiller = Prefiller(forward, limits.max_tokens_per_step)
+        self._mixer = Mixer(forward, self.decoder, self._prefiller)
         self._inbox = Inbox(self._prefiller.words + 3 * _CHANGED_WORDS * slots, RING, device)
         self._results = torch.zeros(
             (RING, advance.HEADER + 2 * slots), dtype=torch.int32, pin_memory=device.type == "cuda"
@@ -83,6 +87,7 @@ class CudaRunner:
         if graphs:
             self._prefiller.capture(self._inbox)
             self.decoder.capture()
+            self._mixer.capture(self._inbox)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 self._take_in()
@@ -111,9 +116,12 @@ class CudaRunner:
         size = self._lay_out(plan, place)
         begun.record()
         self._change(plan, place, size)
-        self._decode(plan)
-        if size is not None:
-            self._prefiller.run(size, self._inbox, picks=bool(plan.chunks["last"].any()))
+        if size is not None and not len(plan.held) and self._mixer.fits(plan.bucket, size):
+            self._mixer.run(plan.bucket, size, self._inbox)
+        else:
+            self._decode(plan)
+            if size is not None:
+                self._prefiller.run(size, self._inbox, picks=bool(plan.chunks["last"].any()))
         if self._advance is None:
             self._take_in()
         else:

@@ -102,10 +102,20 @@ def requests(count):
 
 @pytest.mark.parametrize("captured", [False, True])
 def test_requests_that_come_and_go(pair, captured, monkeypatch):
-    """Chunked prompts, decodes beside them, prefix hits, preemption; passes of captured sizes and others."""
-    both = Both(pair)
+    """Chunked prompts, decodes beside them, prefix hits, preemption; passes of captured sizes and others.
+
+    What is of no captured size is no pass together with decode rows either.
+    """
+    both, mixer = Both(pair), pair[0]._mixer
     if not captured:
-        pair[0]._prefiller._sizes.clear()
+        pair[0]._prefiller.sizes.clear()
+    mixed, run_mixed = [], mixer.run
+
+    def note(rows, *more):
+        mixed.append(rows)
+        run_mixed(rows, *more)
+
+    monkeypatch.setattr(mixer, "run", note)
     work = requests(5)
     for request in work:
         request.max_tokens = 12  # until they need another block, and there is none
@@ -113,6 +123,7 @@ def test_requests_that_come_and_go(pair, captured, monkeypatch):
     run = drive.generate(both, work)
     assert all(end is not None for end in run.ends)
     assert run.preemptions and run.cached and max(both.prompts) > 1
+    assert bool(mixed) == captured
 
 
 def test_a_held_slot_moves_under_its_mask(pair):
