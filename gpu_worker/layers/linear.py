@@ -62,6 +62,8 @@ class Linear(Layer):
         """y + residual, rounded once where it can be; it may take the place of `residual`."""
         if self._reads_rows(x):
             return ops.product(x, self.weight, residual=residual)
+        if not self._invariant and self.bias is None and ops.narrow(x, self.weight):
+            return ops.narrow_product(x, self.weight, residual)
         if self._is_ours(x):
             return ops.invariant_product(x, self.weight, self.bias, residual)
         if self._packed is None and self.bias is None and not ops.adds_apart(x, self.weight):

@@ -11,6 +11,8 @@ from baton_kernels import advance, sampler
 from baton_kernels.decode_attention import DecodeWork, decode_attention, plan
 from baton_kernels.invariant_linear import invariant_linear
 from baton_kernels.linear import linear
+from baton_kernels.narrow_linear import SHARED_BYTES as NARROW_SHARED_BYTES
+from baton_kernels.narrow_linear import narrow_linear, narrow_tile
 from baton_kernels.prefill_attention import PromptChunk, plan_prefill, prefill_attention
 from baton_kernels.qk_rope_kv import qk_rope_kv
 from baton_kernels.rms_norm import add_rms_norm
@@ -126,6 +128,25 @@ def test_invariant_linear(rows, capability):
     assert kernel.shared_bytes + RESERVED_BYTES <= SHARED_BYTES[capability], kernel
     assert bool(kernel.count(r"wgmma\.mma_async")) == (capability == 90)
     assert bool(kernel.count(r"mma\.sync")) == (capability != 90)
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(1024, 2048), (1024, 3072), (2048, 2048)])
+def test_narrow_linear(outputs, inputs):
+    """All weights are asked for before the wait, nothing else is, and they have room beside x."""
+    x, weight, residual = bf16(8, inputs), bf16(outputs, inputs), bf16(8, outputs)
+    options = {"residual": residual, "pdl": True}
+    (kernel,) = compiled(lambda: narrow_linear(x, weight, **options), 90).values()
+    tile = narrow_tile(outputs, inputs)
+    assert tile is not None
+    threads, vector = 32 * tile.warps, 8
+    assert kernel.shared_bytes + RESERVED_BYTES <= SHARED_BYTES[90]
+    assert kernel.shared_bytes <= NARROW_SHARED_BYTES
+    assert kernel.registers * threads <= REGISTERS
+    assert kernel.count(r"mma\.sync"), "matrix instructions"
+    assert kernel.count_early(r"ld\.global[.\w:]*\.v4") == tile.outputs * inputs // (threads * vector)
+    assert kernel.count_early(r"ld\.global") == kernel.count_early(r"ld\.global[.\w:]*\.v4")
+    assert kernel.count_early(r"griddepcontrol\.launch_dependents") == 1
+    assert kernel.ptx.index("launch_dependents") < kernel.ptx.index("ld.global"), "first of all"
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
