@@ -40,19 +40,24 @@ def _kernels() -> Any:
     return baton_kernels
 
 
+def on_gpu(x: Tensor) -> bool:
+    """Whether what is done with `x` is our kernels'; tests say so where these are interpreted."""
+    return x.is_cuda
+
+
 def few(x: Tensor) -> bool:
     """Whether products of `x` are best our own kernel's, with what stands before and after them."""
-    return x.is_cuda and x.shape[0] <= FEW_ROWS
+    return on_gpu(x) and x.shape[0] <= FEW_ROWS
 
 
 def some(x: Tensor, weight: Tensor) -> bool:
     """Whether products of `x` with `weight` are best our own by matrix instructions."""
-    return x.is_cuda and x.shape[0] <= SOME_ROWS and weight.numel() <= SMALL_WEIGHT
+    return on_gpu(x) and x.shape[0] <= SOME_ROWS and weight.numel() <= SMALL_WEIGHT
 
 
 def narrow(x: Tensor, weight: Tensor) -> bool:
     """Whether products of `x` with `weight` are best those of a weight of few outputs."""
-    if not x.is_cuda or x.shape[0] > NARROW_ROWS or weight.numel() > SMALL_WEIGHT:
+    if not on_gpu(x) or x.shape[0] > NARROW_ROWS or weight.numel() > SMALL_WEIGHT:
         return False
     served: bool = _kernels().narrow_linear.serves(weight)
     return served
@@ -65,12 +70,12 @@ def adds_apart(x: Tensor, weight: Tensor) -> bool:
 
 def early(x: Tensor) -> bool:
     """Whether kernels over the rows of `x` are launched early."""
-    return x.is_cuda and x.shape[0] <= DEPENDENT_ROWS
+    return on_gpu(x) and x.shape[0] <= DEPENDENT_ROWS
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `reference.rms_norm`."""
-    if x.is_cuda:
+    if on_gpu(x):
         out: Tensor = _kernels().rms_norm.rms_norm(x, weight, eps, pdl=early(x))
         return out
     return reference.rms_norm(x, weight, eps)
@@ -78,19 +83,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """See `reference.add_rms_norm`."""
-    if x.is_cuda:
+    if on_gpu(x):
         norm = _kernels().rms_norm
         out: tuple[Tensor, Tensor] = norm.add_rms_norm(x, residual, weight, eps, pdl=early(x))
         return out
     return reference.add_rms_norm(x, residual, weight, eps)
 
 
-def silu_mul(x: Tensor, rms_of: RmsOf | None = None) -> Tensor:
+def silu_mul(x: Tensor, turns: int = 0, rms_of: RmsOf | None = None) -> Tensor:
     """See `reference.silu_mul`; before it, if asked for, `reference.over_rms`."""
-    if x.is_cuda:
-        out: Tensor = _kernels().silu_mul.silu_mul(x, rms_of=rms_of, pdl=early(x))
+    if on_gpu(x):
+        out: Tensor = _kernels().silu_mul.silu_mul(x, turns=turns, rms_of=rms_of, pdl=early(x))
         return out
-    return reference.silu_mul(x if rms_of is None else reference.over_rms(x, rms_of))
+    return reference.silu_mul(x if rms_of is None else reference.over_rms(x, rms_of), turns)
 
 
 def product(
@@ -98,12 +103,13 @@ def product(
     weight: Tensor,
     *,
     silu: bool = False,
+    turns: int = 0,
     rms_of: RmsOf | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     """before(x) · weightᵀ + residual in one kernel, for `few` rows; see `baton_kernels.linear.linear`."""
     linear = _kernels().linear.linear
-    out: Tensor = linear(x, weight, silu=silu, rms_of=rms_of, residual=residual, pdl=early(x))
+    out: Tensor = linear(x, weight, silu=silu, turns=turns, rms_of=rms_of, residual=residual, pdl=early(x))
     return out
 
 

@@ -25,6 +25,7 @@ CPU = torch.device("cpu")
 CAPABILITIES = [80, 89, 90]
 REGISTERS = 1 << 16  # of a multiprocessor
 SHARED_BYTES = {80: 164 << 10, 89: 100 << 10, 90: 228 << 10}
+NARROW_LOAD = r"ld\.global(?![.\w:]*\.v[24])"
 RESERVED_BYTES = 1 << 10  # of shared memory, per program
 
 
@@ -64,20 +65,19 @@ def prefill(heads, kv_heads, head_dim, block_size):
     prefill_attention(q, cache, cache, numbers(SLOTS, 256), work, head_dim**-0.5, q)
 
 
-def rows():
+def rows(turns):
     cache = bf16(64, 8, 16, 128)
     add_rms_norm(bf16(64, 1024), bf16(64, 1024), bf16(1024), 1e-6)
-    silu_mul(bf16(64, 6144), rms_of=(bf16(64, 1024), 1e-6))
+    silu_mul(bf16(64, 6144), turns=turns, rms_of=(bf16(64, 1024), 1e-6))
     places = numbers(64)
     table = torch.zeros(4096, 2, 128)
     where = table, places, places, cache, cache
     qk_rope_kv(bf16(64, 4096), bf16(128), bf16(128), 1e-6, *where, rms_of=(bf16(64, 1024), 1e-6))
 
 
-def linears():
+def gated_linear(turns):
     x = bf16(1, 1024)
-    linear(bf16(2, 1024), bf16(4096, 1024))
-    linear(bf16(1, 6144), bf16(1024, 3072), silu=True, rms_of=(x, 1e-6), residual=x)
+    linear(bf16(1, 6144), bf16(1024, 3072), silu=True, turns=turns, rms_of=(x, 1e-6), residual=x)
 
 
 def step():
@@ -104,19 +104,27 @@ def compiled(function, capability, *args, spilled_bytes=0):
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_rows(capability):
-    kernels = compiled(rows, capability)
+@pytest.mark.parametrize("turns", [0, 8])
+def test_rows(turns, capability):
+    kernels = compiled(rows, capability, turns)
     assert set(kernels) == {"rms_norm_kernel", "silu_mul_kernel", "qk_rope_kv_kernel"}
     for kernel in kernels.values():
         assert kernel.registers <= 64, kernel
         assert kernel.count(r"ld\.global[.\w:]*\.v[24]"), "wide loads"
+    assert kernels["silu_mul_kernel"].count(NARROW_LOAD) == 0, "gates or ups one by one"
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_linear(capability):
-    (kernel,) = compiled(linears, capability).values()
+@pytest.mark.parametrize("turns", [None, 0, 8])
+def test_linear(turns, capability):
+    (kernel,) = (
+        compiled(linear, capability, bf16(2, 1024), bf16(4096, 1024))
+        if turns is None
+        else compiled(gated_linear, capability, turns)
+    ).values()
     assert kernel.registers <= 128, kernel
     assert kernel.count(r"ld\.global[.\w:]*\.v4"), "wide loads"
+    assert kernel.count(NARROW_LOAD) <= 8, "only residuals may come one by one"
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
