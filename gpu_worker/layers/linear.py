@@ -111,6 +111,8 @@ class GateUp(Linear):
 
     def activated(self, x: Tensor, eps: float | None = None) -> Tensor:
         """silu(gate) · up [rows, size] of x, or with `eps` of x / rms(x)."""
+        if self.turns and (self._invariant or ops.gates(x, self.weight)):
+            return ops.gated_product(x, self.weight, self.turns, eps)
         return ops.silu_mul(self(x), self.turns, None if eps is None else (x, eps))
 
 

@@ -15,6 +15,7 @@ from baton_kernels.narrow_linear import SHARED_BYTES as NARROW_SHARED_BYTES
 from baton_kernels.narrow_linear import narrow_linear, narrow_tile
 from baton_kernels.prefill_attention import PromptChunk, plan_prefill, prefill_attention
 from baton_kernels.qk_rope_kv import qk_rope_kv
+from baton_kernels.reference import TURNS
 from baton_kernels.rms_norm import add_rms_norm
 from baton_kernels.silu_mul import silu_mul
 from baton_kernels.tiles import tiles
@@ -136,6 +137,25 @@ def test_invariant_linear(rows, capability):
     assert kernel.shared_bytes + RESERVED_BYTES <= SHARED_BYTES[capability], kernel
     assert bool(kernel.count(r"wgmma\.mma_async")) == (capability == 90)
     assert bool(kernel.count(r"mma\.sync")) == (capability != 90)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("rows", [1, 8, 64, 256, 2048])
+def test_activation_in_a_product(rows, capability):
+    """Gate and up of a unit meet in a thread: only what is stored passes through shared memory, as ever."""
+    x, weight = bf16(rows, 1024), bf16(6144, 1024)
+
+    def gated(**given):
+        return invariant_linear(x, weight, turns=TURNS, **given)
+
+    (kernel,) = compiled(lambda: gated(eps=1e-6), capability).values()
+    assert kernel.registers <= 255, kernel
+    assert kernel.shared_bytes + RESERVED_BYTES <= SHARED_BYTES[capability], kernel
+    assert bool(kernel.count(r"wgmma\.mma_async")) == (capability == 90)
+    (plain,) = compiled(invariant_linear, capability, x, weight).values()
+    (undivided,) = compiled(gated, capability).values()
+    assert undivided.count(r"shfl\.sync") == plain.count(r"shfl\.sync"), "between lanes"
+    assert undivided.count("bar.sync") <= plain.count("bar.sync"), (undivided, plain)
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(1024, 2048), (1024, 3072), (2048, 2048)])
