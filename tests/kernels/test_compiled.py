@@ -153,9 +153,40 @@ def test_activation_in_a_product(rows, capability):
     assert kernel.shared_bytes + RESERVED_BYTES <= SHARED_BYTES[capability], kernel
     assert bool(kernel.count(r"wgmma\.mma_async")) == (capability == 90)
     (plain,) = compiled(invariant_linear, capability, x, weight).values()
-    (undivided,) = compiled(gated, capability).values()
+    (undivided,) = compiled(gated, capability, spilled_bytes=8).values()
     assert undivided.count(r"shfl\.sync") == plain.count(r"shfl\.sync"), "between lanes"
     assert undivided.count("bar.sync") <= plain.count("bar.sync"), (undivided, plain)
+
+
+PREFETCH = r"cp\.async\.bulk\.prefetch\.L2"
+
+
+@pytest.mark.parametrize("turns", [0, TURNS])
+@pytest.mark.parametrize(("outputs", "inputs"), [(6144, 1024), (1000 * 16, 600)])
+def test_weights_come_into_the_cache_during_the_wait(outputs, inputs, turns):
+    """One request for each program, and nothing is read before the wait; the next kernel is let go first."""
+    x, weight = bf16(64, inputs), bf16(outputs, inputs)
+    (kernel,) = compiled(lambda: invariant_linear(x, weight, turns=turns, pdl=True), 90).values()
+    assert kernel.count_early(PREFETCH) == kernel.count(PREFETCH) == 1
+    assert kernel.count_early(r"(?:ld|st)\.global|cp\.async\.c[ag]") == 0
+    assert kernel.ptx.index("launch_dependents") < kernel.ptx.index("prefetch")
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "given"),
+    [
+        (64, 1024, {"ahead": False, "pdl": True}),
+        (64, 1024, {"pdl": False}),
+        (65, 1024, {"pdl": True}),  # several programs would ask for the same
+        (64, 1001, {"pdl": True}),  # lines of no multiple of 16 bytes
+        (64, 8192, {"pdl": True}),  # more than a request can be for
+    ],
+)
+def test_weights_that_are_not_asked_for_ahead(rows, inputs, given):
+    x, weight = bf16(rows, inputs), bf16(512, inputs)
+    (kernel,) = compiled(lambda: invariant_linear(x, weight, **given), 90).values()
+    assert kernel.count(PREFETCH) == 0
+    assert bool(kernel.count(r"griddepcontrol\.wait")) == given["pdl"]
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(1024, 2048), (1024, 3072), (2048, 2048)])
