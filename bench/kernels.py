@@ -1,105 +1,35 @@
 """Time of each GPU kernel at the sizes of two models, beside what the memory or the library allows.
 
-usage: python -m bench.kernels [--compile] [PART ...]        (default: every part)
+usage: python -m bench.kernels [--compile] [--quick] [PART ...]        (default: every part)
 
 Every time is of launches in a captured CUDA graph that go round over many sets of inputs, more than the cache
 holds; medians, microseconds. Ceilings first, JSON last. --compile launches everything once and measures
-nothing: several such processes fill the compiler's cache side by side.
+nothing: several such processes fill the compiler's cache side by side. --quick measures products and layers
+(`linear chain`) of the small model at three numbers of rows, compilation and all within a minute.
 """
 
 import argparse
 import json
-import random
-import statistics
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import triton
 from torch import Tensor
-from torch.nn.functional import linear as library_linear
 
 from baton_kernels import advance, sampler
 from baton_kernels.decode_attention import decode_attention
 from baton_kernels.decode_plan import CHUNK, DecodeWork, plan
-from baton_kernels.linear import MAX_ROWS, LinearTile, linear, linear_tile
 from baton_kernels.prefill_attention import PromptChunk, plan_prefill, prefill_attention
 from baton_kernels.qk_rope_kv import qk_rope_kv
 from baton_kernels.rms_norm import add_rms_norm
 from baton_kernels.silu_mul import silu_mul
 from baton_kernels.tiles import DecodeTile, PrefillTile
+from bench import products
+from bench.clock import EPS, LARGE, SMALL, Clock, Launch, Measures, Shape, bench_lengths, bf16, show
 
-EPS = 1e-6
 VOCABULARY = 151936
-Measures = dict[str, Any]
-Launch = Callable[[], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """A model's layer."""
-
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    layers: int
-
-    @property
-    def qkv(self) -> int:
-        return (self.heads + 2 * self.kv_heads) * self.head_dim
-
-
-SMALL = Shape(1024, 3072, 16, 8, 128, 28)  # Qwen3-0.6B
-LARGE = Shape(4096, 12288, 32, 8, 128, 36)  # Qwen3-8B
-
-
-def bf16(*shape: int) -> Tensor:
-    return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
-
-
-class Clock:
-    """Times launches, or only makes them."""
-
-    def __init__(self, compile_only: bool) -> None:
-        self.compile_only = compile_only
-
-    def graph_us(self, launches: Sequence[Launch], replays: int = 20) -> float:
-        """Microseconds of one of the launches, in a graph of all of them."""
-        for launch in launches[:1] if self.compile_only else launches:
-            launch()
-        torch.cuda.synchronize()
-        if self.compile_only:
-            return 0.0
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for launch in launches:
-                launch()
-        times: list[float] = []
-        for _ in range(replays + 3):
-            begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begun.record()
-            graph.replay()
-            done.record()
-            torch.cuda.synchronize()
-            times.append(begun.elapsed_time(done) * 1e3 / len(launches))
-        return round(statistics.median(times[3:]), 2)
-
-
-def show(results: list[Measures], **measure: Any) -> None:
-    """Adds a measurement, and prints it."""
-    results.append(measure)
-    print(measure, flush=True)
-
-
-def bench_lengths(batch: int) -> list[int]:
-    """Lengths in the middle of the offline bench: prompts and outputs of 100 to 1024 tokens."""
-    rng = random.Random(batch)
-    return [rng.randint(100, 1024) + int(rng.random() * rng.randint(100, 1024)) for _ in range(batch)]
 
 
 class Pages:
@@ -281,104 +211,11 @@ def sampling(clock: Clock) -> list[Measures]:
     return results
 
 
-def linears(clock: Clock) -> list[Measures]:
-    """Skinny products, ours in several tiles beside the library's."""
-    results: list[Measures] = []
-    shapes = [(4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072), (6144, 4096), (4096, 12288)]
-    for outputs, inputs in shapes:
-        weights = [bf16(outputs, inputs) for _ in range(max(2, int(3e8 / (outputs * inputs * 2))))]
-        for rows in range(1, MAX_ROWS + 1):
-            x, out = bf16(rows, inputs), bf16(rows, outputs)
-            usual = linear_tile(inputs)
-            others = [LinearTile(8, 1024, 4), LinearTile(4, 1024, 2)]
-            times = {"library": clock.graph_us([partial(library_linear, x, w) for w in weights], 8)}
-            times["usual"] = clock.graph_us([partial(linear, x, w, out=out) for w in weights], 8)
-            times["pdl"] = clock.graph_us([partial(linear, x, w, out=out, pdl=True) for w in weights], 8)
-            for tile in others:
-                name = f"{tile.outputs}x{tile.inputs}w{tile.warps}"
-                given: dict[str, Any] = {"out": out, "tile": tile}
-                times[name] = clock.graph_us([partial(linear, x, w, **given) for w in weights], 8)
-            show(results, outputs=outputs, inputs=inputs, rows=rows, tile=str(usual), us=times)
-    return results
-
-
-class Layer:
-    """A layer's weights, and its part of a decode step in two ways."""
-
-    def __init__(self, s: Shape) -> None:
-        self.qkv, self.o = bf16(s.qkv, s.hidden) / 32, bf16(s.hidden, s.heads * s.head_dim) / 45
-        self.gate_up, self.down = bf16(2 * s.intermediate, s.hidden) / 32, bf16(s.hidden, s.intermediate) / 55
-        self.norm, self.head_norm = bf16(s.hidden), bf16(s.head_dim)
-
-    def fused(
-        self, x: Tensor, attend: Callable[..., Tensor], cache: tuple[Tensor, Tensor], pdl: bool
-    ) -> Tensor:
-        """Our skinny products, with activation and residuals in them."""
-        qkv = linear(x, self.qkv, pdl=pdl)
-        x = linear(attend(qkv, self.head_norm, cache, pdl=pdl), self.o, residual=x, pdl=pdl)
-        gate_up = linear(x, self.gate_up, pdl=pdl)
-        return linear(gate_up, self.down, silu=True, rms_of=(x, EPS), residual=x, pdl=pdl)
-
-    def library(
-        self, x: Tensor, residual: Tensor, attend: Callable[..., Tensor], cache: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """The library's products."""
-        x, residual = add_rms_norm(x, residual, self.norm, EPS)
-        x = library_linear(attend(library_linear(x, self.qkv), self.head_norm, cache), self.o)
-        x, residual = add_rms_norm(x, residual, self.norm, EPS)
-        return library_linear(silu_mul(library_linear(x, self.gate_up)), self.down), residual
-
-
-class Chain:
-    """All layers of a decode step of the small model, without its head."""
-
-    def __init__(self, layers: list[Layer], batch: int, block_size: int) -> None:
-        lengths = bench_lengths(batch)
-        self.layers = layers
-        self.pages = Pages(SMALL, lengths, block_size, SMALL.layers)
-        self.work = planned(SMALL, self.pages, lengths)
-        self.places = torch.arange(batch, device="cuda", dtype=torch.int32) * 40
-        self.rotary = torch.randn(4096, 2, SMALL.head_dim, device="cuda")
-        self.x = bf16(batch, SMALL.hidden)
-
-    def attend(self, qkv: Tensor, norm: Tensor, cache: tuple[Tensor, Tensor], pdl: bool = False) -> Tensor:
-        keys, values = cache
-        places = (self.places, self.places)
-        q = qk_rope_kv(qkv, norm, norm, EPS, self.rotary, *places, keys, values, pdl=pdl)
-        return decode_attention(q, keys, values, self.pages.table, self.work, 0.088, pdl=pdl).flatten(1)
-
-    def fused(self, pdl: bool) -> Tensor:
-        x = self.x
-        for layer, cache in zip(self.layers, self.pages.layers, strict=True):
-            x = layer.fused(x, self.attend, cache, pdl)
-        return x
-
-    def library(self) -> Tensor:
-        x, residual = self.x, torch.zeros_like(self.x)
-        for layer, cache in zip(self.layers, self.pages.layers, strict=True):
-            x, residual = layer.library(x, residual, self.attend, cache)
-        return x
-
-
-def chain(clock: Clock) -> list[Measures]:
-    """The layers of a decode step, skinny products fused, or the library's."""
-    results: list[Measures] = []
-    layers = [Layer(SMALL) for _ in range(SMALL.layers)]
-    for batch in (1, 2, 4, 8, 16, 64, 256):
-        step = Chain(layers, batch, 64)
-        ways: dict[str, Launch] = {"library": step.library}
-        if batch <= MAX_ROWS:
-            ways |= {"fused": partial(step.fused, False), "fused_pdl": partial(step.fused, True)}
-        for name, way in ways.items():
-            show(results, batch=batch, way=name, us=clock.graph_us([way]))
-    return results
-
-
 PARTS: dict[str, Callable[[Clock], list[Measures]]] = {
-    "chain": chain,
+    "chain": products.chain,
     "decode": decode,
     "small": small,
-    "linear": linears,
+    "linear": products.linears,
     "prefill": prefill,
     "sampler": sampling,
 }
@@ -389,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.kernels", description="Time of each GPU kernel.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--compile", action="store_true", help="launch once, measure nothing")
+    parser.add_argument("--quick", action="store_true", help="fewer cases of linear and chain")
     asked = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("bench.kernels needs a CUDA device")
@@ -401,7 +239,7 @@ def main() -> None:
         report["ceilings"] = ceilings()
         print(report["ceilings"], flush=True)
     for part in asked.parts or PARTS:
-        report[part] = PARTS[part](Clock(asked.compile))
+        report[part] = PARTS[part](Clock(asked.compile, asked.quick))
     print(json.dumps(report))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from baton_kernels.reference import RmsOf
+from baton_kernels import reference
 from gpu_worker.layers import ops
 from gpu_worker.layers.parts import Layer, Parts
 
@@ -41,10 +41,14 @@ class Linear(Layer):
         return parts
 
     def fix_rows(self) -> None:
-        self._invariant = self.weight.is_cuda  # on CPU `exactness` finds out how many rows are alike
+        self._invariant = ops.on_gpu(self.weight)  # on CPU `exactness` finds out how many rows are alike
 
     def prepare(self) -> None:
-        if self.weight.is_cpu and self.weight.numel() >= _PACK_FROM and torch.backends.mkldnn.is_available():
+        if (
+            not ops.on_gpu(self.weight)
+            and self.weight.numel() >= _PACK_FROM
+            and torch.backends.mkldnn.is_available()
+        ):
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
             self.weight = self.weight.new_empty(0)
 
@@ -62,23 +66,54 @@ class Linear(Layer):
         """y + residual, rounded once where it can be; it may take the place of `residual`."""
         if self._reads_rows(x):
             return ops.product(x, self.weight, residual=residual)
+        if not self._invariant and self.bias is None and ops.narrow(x, self.weight):
+            return ops.narrow_product(x, self.weight, residual)
         if self._is_ours(x):
             return ops.invariant_product(x, self.weight, self.bias, residual)
         if self._packed is None and self.bias is None and not ops.adds_apart(x, self.weight):
             return residual.addmm_(x, self.weight.T)
         return residual.add_(self(x))
 
-    def add_gated(self, gate_up: Tensor, rms_of: RmsOf, residual: Tensor) -> Tensor:
-        """`add` of silu(gate) · up, both first divided by the rms of `rms_of`."""
-        if self._reads_rows(gate_up):
-            return ops.product(gate_up, self.weight, silu=True, rms_of=rms_of, residual=residual)
-        return self.add(ops.silu_mul(gate_up, rms_of), residual)
+    def add_gated(self, gate_up: "GateUp", x: Tensor, eps: float) -> Tensor:
+        """x + y of what `gate_up` makes of x / rms(x); it may take the place of x."""
+        if self._reads_rows(x):
+            return ops.product(
+                gate_up(x), self.weight, silu=True, turns=gate_up.turns, rms_of=(x, eps), residual=x
+            )
+        return self.add(gate_up.activated(x, eps), x)
 
     def _reads_rows(self, x: Tensor) -> bool:
         return ops.few(x) and not self._invariant and self.bias is None
 
     def _is_ours(self, x: Tensor) -> bool:
         return self._invariant or ops.some(x, self.weight)
+
+
+class GateUp(Linear):
+    """Gate and up of a gated feed-forward, of `size` units each. On CUDA their outputs come in turns."""
+
+    def __init__(self, inputs: int, size: int) -> None:
+        super().__init__(inputs, {"gate_proj": size, "up_proj": size})
+        self.size = size
+        self.turns = 0  # as in `reference.silu_mul`
+
+    def takes_turns(self) -> bool:
+        """Whether outputs are to come in turns: where matrix instructions of ours can gain by it."""
+        return ops.on_gpu(self.weight) and self.size % reference.TURNS == 0
+
+    def prepare(self) -> None:
+        if self.takes_turns():
+            self.weight.copy_(
+                reference.in_turns(self.weight, reference.TURNS)
+            )  # in place: others may hold it
+            self.turns = reference.TURNS
+        super().prepare()
+
+    def activated(self, x: Tensor, eps: float | None = None) -> Tensor:
+        """silu(gate) · up [rows, size] of x, or with `eps` of x / rms(x)."""
+        if self.turns and (self._invariant or ops.gates(x, self.weight)):
+            return ops.gated_product(x, self.weight, self.turns, eps)
+        return ops.silu_mul(self(x), self.turns, None if eps is None else (x, eps))
 
 
 class Head(Linear):

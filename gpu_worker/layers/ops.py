@@ -16,12 +16,20 @@ FEW_ROWS = 2
 # kernels between them wait less; Qwen3-8B: the library's are better at any number).
 SOME_ROWS = 16
 SMALL_WEIGHT = 1 << 23
+# Up to so many rows, where a small weight has few outputs, another kernel of ours is better still: all of the
+# weight is on its way before x is there (H100, 8 rows, µs with the addition, this, ours by `some`, library's:
+# out 4.1, 6.1, 5.9, down 4.8, 8.2, 7.2; products with many outputs, as qkv, lose by it).
+NARROW_ROWS = 16
+# Up to so many rows of small weights our product of gate and up does the activation that follows.
+GATED_ROWS = 64
 # From so many rows on, of larger weights, cuBLAS takes longer to add to a residual than an addition by itself
 # does (H200, Qwen3-8B, 8,192 rows, µs: out 402 against 350 + 48, down 1,157 against 1,027 + 48).
 MANY_ROWS = 2048
 # Up to so many rows our kernels are launched before those they depend on are through (H200, Qwen3-0.6B: 1
 # row 0.89 against 1.07 ms a token, 64 rows 1.86 against 1.87, 256 rows 3.95 against 3.89). 0 turns it off.
 DEPENDENT_ROWS = 64
+# Whether products by matrix instructions that are launched early ask for their weights while they wait.
+WEIGHTS_AHEAD = True
 
 
 @cache
@@ -29,20 +37,39 @@ def _kernels() -> Any:
     """Imported when first needed: without a CUDA device triton need not be there."""
     import baton_kernels.invariant_linear
     import baton_kernels.linear
+    import baton_kernels.narrow_linear
     import baton_kernels.rms_norm
     import baton_kernels.silu_mul
 
     return baton_kernels
 
 
+def on_gpu(x: Tensor) -> bool:
+    """Whether what is done with `x` is our kernels'; tests say so where these are interpreted."""
+    return x.is_cuda
+
+
 def few(x: Tensor) -> bool:
     """Whether products of `x` are best our own kernel's, with what stands before and after them."""
-    return x.is_cuda and x.shape[0] <= FEW_ROWS
+    return on_gpu(x) and x.shape[0] <= FEW_ROWS
 
 
 def some(x: Tensor, weight: Tensor) -> bool:
     """Whether products of `x` with `weight` are best our own by matrix instructions."""
-    return x.is_cuda and x.shape[0] <= SOME_ROWS and weight.numel() <= SMALL_WEIGHT
+    return on_gpu(x) and x.shape[0] <= SOME_ROWS and weight.numel() <= SMALL_WEIGHT
+
+
+def narrow(x: Tensor, weight: Tensor) -> bool:
+    """Whether products of `x` with `weight` are best those of a weight of few outputs."""
+    if not on_gpu(x) or x.shape[0] > NARROW_ROWS or weight.numel() > SMALL_WEIGHT:
+        return False
+    served: bool = _kernels().narrow_linear.serves(weight)
+    return served
+
+
+def gates(x: Tensor, weight: Tensor) -> bool:
+    """Whether the activation after a product of `x` with `weight`, gate and up in turns, is best in it."""
+    return on_gpu(x) and x.shape[0] <= GATED_ROWS and weight.numel() <= SMALL_WEIGHT
 
 
 def adds_apart(x: Tensor, weight: Tensor) -> bool:
@@ -52,12 +79,12 @@ def adds_apart(x: Tensor, weight: Tensor) -> bool:
 
 def early(x: Tensor) -> bool:
     """Whether kernels over the rows of `x` are launched early."""
-    return x.is_cuda and x.shape[0] <= DEPENDENT_ROWS
+    return on_gpu(x) and x.shape[0] <= DEPENDENT_ROWS
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `reference.rms_norm`."""
-    if x.is_cuda:
+    if on_gpu(x):
         out: Tensor = _kernels().rms_norm.rms_norm(x, weight, eps, pdl=early(x))
         return out
     return reference.rms_norm(x, weight, eps)
@@ -65,19 +92,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """See `reference.add_rms_norm`."""
-    if x.is_cuda:
+    if on_gpu(x):
         norm = _kernels().rms_norm
         out: tuple[Tensor, Tensor] = norm.add_rms_norm(x, residual, weight, eps, pdl=early(x))
         return out
     return reference.add_rms_norm(x, residual, weight, eps)
 
 
-def silu_mul(x: Tensor, rms_of: RmsOf | None = None) -> Tensor:
+def silu_mul(x: Tensor, turns: int = 0, rms_of: RmsOf | None = None) -> Tensor:
     """See `reference.silu_mul`; before it, if asked for, `reference.over_rms`."""
-    if x.is_cuda:
-        out: Tensor = _kernels().silu_mul.silu_mul(x, rms_of=rms_of, pdl=early(x))
+    if on_gpu(x):
+        out: Tensor = _kernels().silu_mul.silu_mul(x, turns=turns, rms_of=rms_of, pdl=early(x))
         return out
-    return reference.silu_mul(x if rms_of is None else reference.over_rms(x, rms_of))
+    return reference.silu_mul(x if rms_of is None else reference.over_rms(x, rms_of), turns)
 
 
 def product(
@@ -85,17 +112,32 @@ def product(
     weight: Tensor,
     *,
     silu: bool = False,
+    turns: int = 0,
     rms_of: RmsOf | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     """before(x) · weightᵀ + residual in one kernel, for `few` rows; see `baton_kernels.linear.linear`."""
     linear = _kernels().linear.linear
-    out: Tensor = linear(x, weight, silu=silu, rms_of=rms_of, residual=residual, pdl=early(x))
+    out: Tensor = linear(x, weight, silu=silu, turns=turns, rms_of=rms_of, residual=residual, pdl=early(x))
+    return out
+
+
+def narrow_product(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
+    """x · weightᵀ + residual, which it may take the place of, for `narrow` products."""
+    linear = _kernels().narrow_linear.narrow_linear
+    out: Tensor = linear(x, weight, residual=residual, pdl=early(x))
     return out
 
 
 def invariant_product(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     """x · weightᵀ + bias + residual, a row's bits the same among any number; see `invariant_linear` there."""
     linear = _kernels().invariant_linear.invariant_linear
-    out: Tensor = linear(x, weight, bias, residual=residual, pdl=early(x))
+    out: Tensor = linear(x, weight, bias, residual=residual, ahead=WEIGHTS_AHEAD, pdl=early(x))
+    return out
+
+
+def gated_product(x: Tensor, weight: Tensor, turns: int, eps: float | None) -> Tensor:
+    """silu(gate) · up of x, or with `eps` of x / rms(x), as an `invariant_product`."""
+    linear = _kernels().invariant_linear.invariant_linear
+    out: Tensor = linear(x, weight, turns=turns, eps=eps, ahead=WEIGHTS_AHEAD, pdl=early(x))
     return out

@@ -9,7 +9,7 @@ from gpu_worker.attention import Context
 from gpu_worker.fields import Fields
 from gpu_worker.layers import ops
 from gpu_worker.layers.embedding import Embedding
-from gpu_worker.layers.linear import Head, Linear
+from gpu_worker.layers.linear import GateUp, Head, Linear
 from gpu_worker.layers.norm import QKNormRope, RMSNorm
 from gpu_worker.layers.parts import Layer
 from gpu_worker.models.interface import Model
@@ -89,15 +89,15 @@ class Qwen3MLP(Layer):
     """Gated feed-forward."""
 
     def __init__(self, c: Qwen3Config) -> None:
-        self.gate_up_proj = Linear(c.hidden, {"gate_proj": c.intermediate, "up_proj": c.intermediate})
+        self.gate_up_proj = GateUp(c.hidden, c.intermediate)
         self.down_proj = Linear(c.intermediate, {"down_proj": c.hidden})
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.down_proj(ops.silu_mul(self.gate_up_proj(x)))
+        return self.down_proj(self.gate_up_proj.activated(x))
 
     def add(self, x: Tensor, eps: float) -> Tensor:
         """x + feed-forward of x / rms(x), which may take the place of x."""
-        return self.down_proj.add_gated(self.gate_up_proj(x), (x, eps), x)
+        return self.down_proj.add_gated(self.gate_up_proj, x, eps)
 
 
 class Qwen3Layer(Layer):
@@ -157,7 +157,7 @@ class Qwen3Decoder(Layer):
         to be divided.
         """
         weight = self.norm.weight
-        return weight.is_cuda and weight.dtype != torch.float16 and not self.is_biased
+        return ops.on_gpu(weight) and weight.dtype != torch.float16 and not self.is_biased
 
     def __call__(self, tokens: Tensor, context: Context) -> Tensor:
         x = self.embed_tokens(tokens)

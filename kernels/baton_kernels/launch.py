@@ -53,8 +53,9 @@ def describe(cache: Tensor, keys: int) -> TensorDescriptor:
 def wait_upstream(PDL: tl.constexpr):
     """Lets the next kernel be launched, and waits until all that earlier ones wrote can be read.
 
-    Every kernel of a chain launched dependently calls this before it reads or writes what others touch:
-    then a kernel that is through has all its forerunners through as well.
+    Every kernel of a chain launched dependently calls this, or does both with its weights asked for between,
+    before it reads or writes what others touch: then a kernel that is through has all its forerunners through
+    as well.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()

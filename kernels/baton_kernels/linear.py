@@ -16,6 +16,7 @@ from torch import Tensor
 from baton_kernels.launch import dependent, wait_upstream
 from baton_kernels.reference import RmsOf
 from baton_kernels.rms_norm import inverse_rms
+from baton_kernels.silu_mul import gate_column
 
 MAX_ROWS = 2  # beyond, multiplying and adding takes longer than reading
 
@@ -42,15 +43,16 @@ def _inputs(
     column,
     INPUTS: tl.constexpr,
     SILU: tl.constexpr,
+    TURNS: tl.constexpr,
 ):
     """x of a row at `column` after what comes before the product, float32."""
     mask = column < INPUTS
-    x = tl.load(row_ptr + column, mask=mask, other=0.0).to(tl.float32)
-    if SILU:
-        up = tl.load(row_ptr + INPUTS + column, mask=mask, other=0.0).to(tl.float32)
-        x, up = x * unit, up * unit
-        x = x / (1.0 + tl.exp(-x)) * up
-    return x
+    if not SILU:
+        return tl.load(row_ptr + column, mask=mask, other=0.0).to(tl.float32)
+    row_ptr += gate_column(column, TURNS)
+    gate = tl.load(row_ptr, mask=mask, other=0.0).to(tl.float32) * unit
+    up = tl.load(row_ptr + (TURNS if TURNS > 0 else INPUTS), mask=mask, other=0.0).to(tl.float32) * unit
+    return gate / (1.0 + tl.exp(-gate)) * up
 
 
 @triton.jit
@@ -69,6 +71,7 @@ def linear_kernel(
     BLOCK_OUT: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     SILU: tl.constexpr,
+    TURNS: tl.constexpr,
     RMS_SIZE: tl.constexpr,
     RMS_PADDED: tl.constexpr,
     ADD: tl.constexpr,
@@ -89,13 +92,13 @@ def linear_kernel(
         row_ptr, unit = x_ptr + row * x_stride, 1.0
         if RMS_SIZE > 0:
             unit = inverse_rms(rms_ptr, row, rms_stride, eps, RMS_SIZE, RMS_PADDED)
-        x = _inputs(row_ptr, unit, column, INPUTS, SILU)
+        x = _inputs(row_ptr, unit, column, INPUTS, SILU, TURNS)
         products = first * x[None, :]
         for start in tl.static_range(BLOCK_IN, INPUTS, BLOCK_IN):
             later = start + column
             full = inside[:, None] & (later < INPUTS)[None, :]
             weight = tl.load(weight_ptr + later[None, :], mask=full, other=0.0).to(tl.float32)
-            x = _inputs(row_ptr, unit, later, INPUTS, SILU)
+            x = _inputs(row_ptr, unit, later, INPUTS, SILU, TURNS)
             products += weight * x[None, :]
         total = tl.sum(products, 1)
         if ADD:
@@ -108,6 +111,7 @@ def linear(
     weight: Tensor,
     *,
     silu: bool = False,
+    turns: int = 0,
     rms_of: RmsOf | None = None,
     residual: Tensor | None = None,
     out: Tensor | None = None,
@@ -117,12 +121,14 @@ def linear(
     """[rows, outputs] = before(x) · weightᵀ (+ residual) for weight [outputs, inputs], both contiguous.
 
     x: [rows, inputs], or [rows, 2 · inputs] with `silu`, at most MAX_ROWS rows, which may be strided;
-    `rms_of`, only with `silu`: x is first divided by the rms of those rows; residual: [rows, outputs],
-    contiguous, may be the same as `out` where it is not what `rms_of` names.
+    only with `silu`: `turns` of gate and up in x (0, or a divisor of inputs), and `rms_of`, by the rms of
+    whose rows x is first divided; residual: [rows, outputs], contiguous, may be the same as `out` where it is
+    not what `rms_of` names.
     """
     rows, (outputs, inputs) = x.shape[0], weight.shape
     assert rows <= MAX_ROWS and weight.is_contiguous() and x.shape[1] == inputs * (1 + silu)
-    assert rms_of is None or silu
+    assert silu or (rms_of is None and not turns)
+    assert not turns or inputs % turns == 0
     tile = tile or linear_tile(inputs)
     out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device) if out is None else out
     divisor, eps = rms_of or (x, 0.0)
@@ -142,6 +148,7 @@ def linear(
         BLOCK_OUT=tile.outputs,
         BLOCK_IN=tile.inputs,
         SILU=silu,
+        TURNS=turns,
         RMS_SIZE=0 if rms_of is None else divisor.shape[1],
         RMS_PADDED=triton.next_power_of_2(divisor.shape[1]),
         ADD=residual is not None,

@@ -14,6 +14,12 @@ _MANY_ROWS = 1024  # from here on a row is one program's, which finds its rms on
 
 
 @triton.jit
+def gate_column(column, TURNS: tl.constexpr):
+    """Where the gate of a column of the result is; its up is TURNS beyond, or all gates where that is 0."""
+    return column if TURNS == 0 else column + column // TURNS * TURNS
+
+
+@triton.jit
 def silu_mul_kernel(
     x_ptr,
     out_ptr,
@@ -21,6 +27,7 @@ def silu_mul_kernel(
     size,
     rms_stride,
     eps,
+    TURNS: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
     RMS_SIZE: tl.constexpr,
@@ -39,8 +46,9 @@ def silu_mul_kernel(
     for block in tl.static_range(BLOCKS):
         column = (tl.program_id(1) * BLOCKS + block) * BLOCK + tl.arange(0, BLOCK)
         inside = column < size
-        gate = tl.load(x_ptr + column, mask=inside, other=0.0).to(tl.float32)
-        up = tl.load(x_ptr + size + column, mask=inside, other=0.0).to(tl.float32)
+        gate_ptr = x_ptr + gate_column(column, TURNS)
+        gate = tl.load(gate_ptr, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(gate_ptr + (TURNS if TURNS > 0 else size), mask=inside, other=0.0).to(tl.float32)
         if RMS_SIZE > 0:
             gate, up = gate * unit, up * unit
         out = gate / (1.0 + tl.exp(-gate)) * up
@@ -48,14 +56,20 @@ def silu_mul_kernel(
 
 
 def silu_mul(
-    x: Tensor, *, rms_of: RmsOf | None = None, out: Tensor | None = None, pdl: bool = False
+    x: Tensor,
+    *,
+    turns: int = 0,
+    rms_of: RmsOf | None = None,
+    out: Tensor | None = None,
+    pdl: bool = False,
 ) -> Tensor:
     """[rows, 2 · size] → [rows, size], computed in float32 and rounded once.
 
-    `rms_of`: x is first divided by the rms of those rows.
+    `turns`: of gate and up in x, 0 or a divisor of size; `rms_of`: x is first divided by the rms of those
+    rows.
     """
     rows, size = x.shape[0], x.shape[1] // 2
-    assert x.is_contiguous()
+    assert x.is_contiguous() and (not turns or size % turns == 0)
     out = torch.empty((rows, size), dtype=x.dtype, device=x.device) if out is None else out
     pdl = dependent(pdl, x.device)
     blocks = triton.cdiv(size, _BLOCK)
@@ -68,6 +82,7 @@ def silu_mul(
         size,
         divisor.stride(0),
         eps,
+        TURNS=turns,
         BLOCK=_BLOCK,
         BLOCKS=blocks_each,
         RMS_SIZE=0 if rms_of is None else divisor.shape[1],

@@ -8,6 +8,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
-
-from baton_kernels import launch
 
 PROCESSORS = {80: 108, 89: 128, 90: 132}
 _TYPES = {
@@ -49,6 +48,12 @@ class Compiled:
     def count(self, instruction: str) -> int:
         return len(re.findall(instruction, self.ptx))
 
+    def count_early(self, instruction: str) -> int:
+        """How often it comes before the wait for what was launched before."""
+        early, wait, late = self.ptx.partition("griddepcontrol.wait")
+        assert wait and "griddepcontrol.wait" not in late, self.kernel
+        return len(re.findall(instruction, early))
+
     def __str__(self) -> str:
         counts = {
             name: self.count(pattern)
@@ -76,16 +81,16 @@ def compile_launches(function: Callable[[], Any], capability: int) -> list[Compi
     def machine(_: torch.device) -> tuple[int, int]:
         return capability, PROCESSORS[capability]
 
-    modules = [m for m in _kernel_modules() if hasattr(m, "machine")]
-    with mock.patch.object(JITFunction, "run", record), mock.patch.object(launch, "machine", machine):
-        patches = [mock.patch.object(m, "machine", machine) for m in modules]
-        for patch in patches:
-            patch.start()
-        try:
-            function()
-        finally:
-            for patch in patches:
-                patch.stop()
+    def dependent(pdl: bool, _: torch.device) -> bool:
+        return pdl and capability >= 90
+
+    with ExitStack() as patches:
+        patches.enter_context(mock.patch.object(JITFunction, "run", record))
+        for name, stand_in in (("machine", machine), ("dependent", dependent)):
+            for module in _kernel_modules():
+                if hasattr(module, name):
+                    patches.enter_context(mock.patch.object(module, name, stand_in))
+        function()
     return [_compile(*launch, capability) for launch in launches]
 
 

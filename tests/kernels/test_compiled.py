@@ -12,8 +12,11 @@ from baton_kernels.decode_attention import decode_attention
 from baton_kernels.decode_plan import DecodeWork, plan
 from baton_kernels.invariant_linear import invariant_linear
 from baton_kernels.linear import linear
+from baton_kernels.narrow_linear import SHARED_BYTES as NARROW_SHARED_BYTES
+from baton_kernels.narrow_linear import narrow_linear, narrow_tile
 from baton_kernels.prefill_attention import PromptChunk, plan_prefill, prefill_attention
 from baton_kernels.qk_rope_kv import qk_rope_kv
+from baton_kernels.reference import TURNS
 from baton_kernels.rms_norm import add_rms_norm
 from baton_kernels.silu_mul import silu_mul
 from baton_kernels.tiles import tiles
@@ -24,6 +27,7 @@ CPU = torch.device("cpu")
 CAPABILITIES = [80, 89, 90]
 REGISTERS = 1 << 16  # of a multiprocessor
 SHARED_BYTES = {80: 164 << 10, 89: 100 << 10, 90: 228 << 10}
+NARROW_LOAD = r"ld\.global(?![.\w:]*\.v[24])"
 RESERVED_BYTES = 1 << 10  # of shared memory, per program
 
 
@@ -64,20 +68,19 @@ def prefill(heads, kv_heads, head_dim, block_size):
     prefill_attention(q, cache, cache, numbers(SLOTS, 256), work, head_dim**-0.5, q)
 
 
-def rows():
+def rows(turns):
     cache = bf16(64, 8, 16, 128)
     add_rms_norm(bf16(64, 1024), bf16(64, 1024), bf16(1024), 1e-6)
-    silu_mul(bf16(64, 6144), rms_of=(bf16(64, 1024), 1e-6))
+    silu_mul(bf16(64, 6144), turns=turns, rms_of=(bf16(64, 1024), 1e-6))
     places = numbers(64)
     table = torch.zeros(4096, 2, 128)
     where = table, places, places, cache, cache
     qk_rope_kv(bf16(64, 4096), bf16(128), bf16(128), 1e-6, *where, rms_of=(bf16(64, 1024), 1e-6))
 
 
-def linears():
+def gated_linear(turns):
     x = bf16(1, 1024)
-    linear(bf16(2, 1024), bf16(4096, 1024))
-    linear(bf16(1, 6144), bf16(1024, 3072), silu=True, rms_of=(x, 1e-6), residual=x)
+    linear(bf16(1, 6144), bf16(1024, 3072), silu=True, turns=turns, rms_of=(x, 1e-6), residual=x)
 
 
 def step():
@@ -104,19 +107,27 @@ def compiled(function, capability, *args, spilled_bytes=0):
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_rows(capability):
-    kernels = compiled(rows, capability)
+@pytest.mark.parametrize("turns", [0, 8])
+def test_rows(turns, capability):
+    kernels = compiled(rows, capability, turns)
     assert set(kernels) == {"rms_norm_kernel", "silu_mul_kernel", "qk_rope_kv_kernel"}
     for kernel in kernels.values():
         assert kernel.registers <= 64, kernel
         assert kernel.count(r"ld\.global[.\w:]*\.v[24]"), "wide loads"
+    assert kernels["silu_mul_kernel"].count(NARROW_LOAD) == 0, "gates or ups one by one"
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_linear(capability):
-    (kernel,) = compiled(linears, capability).values()
+@pytest.mark.parametrize("turns", [None, 0, 8])
+def test_linear(turns, capability):
+    (kernel,) = (
+        compiled(linear, capability, bf16(2, 1024), bf16(4096, 1024))
+        if turns is None
+        else compiled(gated_linear, capability, turns)
+    ).values()
     assert kernel.registers <= 128, kernel
     assert kernel.count(r"ld\.global[.\w:]*\.v4"), "wide loads"
+    assert kernel.count(NARROW_LOAD) <= 8, "only residuals may come one by one"
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -128,6 +139,75 @@ def test_invariant_linear(rows, capability):
     assert kernel.shared_bytes + RESERVED_BYTES <= SHARED_BYTES[capability], kernel
     assert bool(kernel.count(r"wgmma\.mma_async")) == (capability == 90)
     assert bool(kernel.count(r"mma\.sync")) == (capability != 90)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("rows", [1, 8, 64, 256, 2048])
+def test_activation_in_a_product(rows, capability):
+    """Gate and up of a unit meet in a thread: only what is stored passes through shared memory, as ever."""
+    x, weight = bf16(rows, 1024), bf16(6144, 1024)
+
+    def gated(**given):
+        return invariant_linear(x, weight, turns=TURNS, **given)
+
+    (kernel,) = compiled(lambda: gated(eps=1e-6), capability).values()
+    assert kernel.registers <= 255, kernel
+    assert kernel.shared_bytes + RESERVED_BYTES <= SHARED_BYTES[capability], kernel
+    assert bool(kernel.count(r"wgmma\.mma_async")) == (capability == 90)
+    (plain,) = compiled(invariant_linear, capability, x, weight).values()
+    (undivided,) = compiled(gated, capability, spilled_bytes=8).values()
+    assert undivided.count(r"shfl\.sync") == plain.count(r"shfl\.sync"), "between lanes"
+    assert undivided.count("bar.sync") <= plain.count("bar.sync"), (undivided, plain)
+
+
+PREFETCH = r"cp\.async\.bulk\.prefetch\.L2"
+
+
+@pytest.mark.parametrize("turns", [0, TURNS])
+@pytest.mark.parametrize(("outputs", "inputs"), [(6144, 1024), (1000 * 16, 600)])
+def test_weights_come_into_the_cache_during_the_wait(outputs, inputs, turns):
+    """One request for each program, and nothing is read before the wait; the next kernel is let go first."""
+    x, weight = bf16(64, inputs), bf16(outputs, inputs)
+    (kernel,) = compiled(lambda: invariant_linear(x, weight, turns=turns, pdl=True), 90).values()
+    assert kernel.count_early(PREFETCH) == kernel.count(PREFETCH) == 1
+    assert kernel.count_early(r"(?:ld|st)\.global|cp\.async\.c[ag]") == 0
+    assert kernel.ptx.index("launch_dependents") < kernel.ptx.index("prefetch")
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "given"),
+    [
+        (64, 1024, {"ahead": False, "pdl": True}),
+        (64, 1024, {"pdl": False}),
+        (65, 1024, {"pdl": True}),  # several programs would ask for the same
+        (64, 1001, {"pdl": True}),  # lines of no multiple of 16 bytes
+        (64, 8192, {"pdl": True}),  # more than a request can be for
+    ],
+)
+def test_weights_that_are_not_asked_for_ahead(rows, inputs, given):
+    x, weight = bf16(rows, inputs), bf16(512, inputs)
+    (kernel,) = compiled(lambda: invariant_linear(x, weight, **given), 90).values()
+    assert kernel.count(PREFETCH) == 0
+    assert bool(kernel.count(r"griddepcontrol\.wait")) == given["pdl"]
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(1024, 2048), (1024, 3072), (2048, 2048)])
+def test_narrow_linear(outputs, inputs):
+    """All weights are asked for before the wait, nothing else is, and they have room beside x."""
+    x, weight, residual = bf16(8, inputs), bf16(outputs, inputs), bf16(8, outputs)
+    options = {"residual": residual, "pdl": True}
+    (kernel,) = compiled(lambda: narrow_linear(x, weight, **options), 90).values()
+    tile = narrow_tile(outputs, inputs)
+    assert tile is not None
+    threads, vector = 32 * tile.warps, 8
+    assert kernel.shared_bytes + RESERVED_BYTES <= SHARED_BYTES[90]
+    assert kernel.shared_bytes <= NARROW_SHARED_BYTES
+    assert kernel.registers * threads <= REGISTERS
+    assert kernel.count(r"mma\.sync"), "matrix instructions"
+    assert kernel.count_early(r"ld\.global[.\w:]*\.v4") == tile.outputs * inputs // (threads * vector)
+    assert kernel.count_early(r"ld\.global") == kernel.count_early(r"ld\.global[.\w:]*\.v4")
+    assert kernel.count_early(r"griddepcontrol\.launch_dependents") == 1
+    assert kernel.ptx.index("launch_dependents") < kernel.ptx.index("ld.global"), "first of all"
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

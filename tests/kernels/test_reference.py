@@ -49,6 +49,16 @@ def test_silu_mul(size):
         assert torch.equal(reference.silu_mul(x[-rows:].clone()), out[-rows:])
 
 
+@pytest.mark.parametrize(("size", "turns"), [(8, 8), (64, 8), (64, 32), (21, 7)])
+def test_gate_and_up_in_turns(size, turns):
+    """What a weight in turns makes has the same activation as what the plain one makes, bit for bit."""
+    x, weight = normal(5, 2 * size), torch.arange(2 * size)[:, None]
+    order = reference.in_turns(weight, turns)[:, 0]
+    assert order[: 2 * turns].tolist() == [*range(turns), *range(size, size + turns)]
+    assert sorted(order.tolist()) == list(range(2 * size))
+    assert torch.equal(reference.silu_mul(x[:, order], turns), reference.silu_mul(x))
+
+
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 16), (3, 1, 128), (8, 8, 24)])
 def test_qk_norm_rope(heads, kv_heads, head_dim):
     qkv = normal(50, heads + 2 * kv_heads, head_dim)

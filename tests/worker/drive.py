@@ -11,11 +11,13 @@ import numpy as np
 import torch
 import xxhash
 
+from baton_kernels import reference
 from baton_wire.frontend import Submit
 from baton_wire.plan import ADMISSION, APPEND, CHUNK, SAMPLING, Mode, Plan
 from baton_wire.result import End, Result
 from gpu_worker import build
 from gpu_worker.config import parse
+from gpu_worker.layers.linear import GateUp
 from gpu_worker.limits import Limits as WorkerLimits
 from gpu_worker.models.qwen3 import Qwen3Decoder
 from gpu_worker.runner import Runner
@@ -41,8 +43,11 @@ def load(folder: Path, *arguments: str) -> build.Loaded:
 
 
 def load_folded(folder: Path, *arguments: str) -> build.Loaded:
-    """The same with norms folded into products, as on a GPU."""
-    with mock.patch.object(Qwen3Decoder, "folds", lambda decoder: not decoder.is_biased):
+    """The same with norms folded into products, and gate and up in turns where they can be, as on a GPU."""
+    with (
+        mock.patch.object(Qwen3Decoder, "folds", lambda decoder: not decoder.is_biased),
+        mock.patch.object(GateUp, "takes_turns", lambda layer: layer.size % reference.TURNS == 0),
+    ):
         return load(folder, *arguments)
 
 

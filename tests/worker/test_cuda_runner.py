@@ -15,7 +15,8 @@ SECONDS = 300  # an interpreted program takes milliseconds, and a step is hundre
 
 @pytest.mark.timeout(2 * SECONDS)
 @pytest.mark.parametrize(
-    "which", ["come_and_go and True", "come_and_go and False", "not come_and_go and not flash", "flash"]
+    "which",
+    ["come_and_go and True", "come_and_go and False", "cuda_runner and not come_and_go", "flash", "products"],
 )
 def test_interpreted(which):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]

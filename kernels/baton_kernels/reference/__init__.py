@@ -7,8 +7,10 @@ multiply-add) and sums over a whole tensor; exp, log, sqrt and sums over the inn
 
 from baton_kernels.reference.attention import CHUNK, Partial, attend, fold
 from baton_kernels.reference.layers import (
+    TURNS,
     RmsOf,
     add_rms_norm,
+    in_turns,
     over_rms,
     qk_norm_rope,
     rms_norm,
@@ -21,6 +23,7 @@ from baton_kernels.reference.step import end_reasons, state_hash
 
 __all__ = [
     "CHUNK",
+    "TURNS",
     "Partial",
     "RmsOf",
     "SamplingRows",
@@ -29,6 +32,7 @@ __all__ = [
     "end_reasons",
     "exponential",
     "fold",
+    "in_turns",
     "over_rms",
     "qk_norm_rope",
     "rms_norm",

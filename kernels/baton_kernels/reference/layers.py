@@ -7,6 +7,10 @@ from torch import Tensor
 # still to be divided by rms(x).
 RmsOf = tuple[Tensor, float]
 
+# Gate and up of a feed-forward come all of gate, then all of up, or in turns of so many. In a product by
+# matrix instructions with outputs for rows, a thread has outputs 8 apart: with these turns, a unit's two.
+TURNS = 8
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) · weight over the last dimension, computed in float32."""
@@ -58,7 +62,18 @@ def write_kv(kv: Tensor, cache: Tensor, places: Tensor) -> None:
     cache.view(-1, size).index_copy_(0, places, kv[:rows].reshape(-1, size))
 
 
-def silu_mul(x: Tensor) -> Tensor:
-    """silu(gate) · up for [rows, 2·n] → [rows, n]. torch's own has bits that depend on the place."""
+def in_turns(weight: Tensor, turns: int) -> Tensor:
+    """Rows of gate, then of up, [2 · n, inputs] → the same in turns of `turns`, which divides n."""
+    units = weight.shape[0] // 2 // turns
+    return weight.view(2, units, turns, -1).transpose(0, 1).reshape(weight.shape)
+
+
+def silu_mul(x: Tensor, turns: int = 0) -> Tensor:
+    """silu(gate) · up for [rows, 2·n] → [rows, n]. torch's own has bits that depend on the place.
+
+    `turns`: of gate and up in x; 0 for all of gate, then all of up.
+    """
+    if turns:
+        x = x.view(len(x), -1, 2, turns).transpose(1, 2).reshape(x.shape)
     gate, up = x.chunk(2, dim=-1)
     return torch.div(gate, gate.neg().exp_().add_(1.0)).mul_(up)

@@ -33,9 +33,10 @@ def rows_and_eps(rows, size, dtype, device):
     return normal(rows, 2 * size, dtype=dtype, device=device)[:, size:] * 5, EPS
 
 
-def silu(x):
-    gate, up = x.double().chunk(2, -1)
-    return gate * gate.sigmoid() * up
+def silu(x, turns=0):
+    gate, up = x.double().chunk(2, -1) if not turns else x.double().unflatten(-1, (-1, 2, turns)).unbind(-2)
+    out = gate * gate.sigmoid() * up
+    return out if not turns else out.flatten(-2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -58,19 +59,21 @@ def test_rms_norm(rows, size, dtype, device, full):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "size"), [(1, 1), (7, 1500), (8, 1500)])
+@pytest.mark.parametrize(
+    ("rows", "size", "turns"), [(1, 1, 0), (7, 1500, 0), (8, 1500, 0), (3, 8, 8), (7, 1528, 8), (8, 1528, 8)]
+)
 @pytest.mark.parametrize("divided", [False, True])
-def test_silu_mul(divided, rows, size, dtype, device, full, monkeypatch):
+def test_silu_mul(divided, rows, size, turns, dtype, device, full, monkeypatch):
     if not full:
         monkeypatch.setattr(silu_module, "_MANY_ROWS", 8)
     x = normal(rows * (1000 if full else 1), 2 * size, dtype=dtype, device=device) * 4
     rms_of = rows_and_eps(len(x), 72, dtype, device) if divided else None
     out = poison(torch.empty(len(x), size, dtype=dtype, device=device))
-    silu_mul(x, rms_of=rms_of, out=out)
-    assert close(out, silu(over_rms(x, rms_of)))
+    silu_mul(x, turns=turns, rms_of=rms_of, out=out)
+    assert close(out, silu(over_rms(x, rms_of), turns))
     if dtype == torch.float32:
         given = x if rms_of is None else reference.over_rms(x, rms_of)
-        assert close(out, reference.silu_mul(given).double())
+        assert close(out, reference.silu_mul(given, turns).double())
 
 
 def rotated(x, rotary):
@@ -139,7 +142,10 @@ def test_values_in_the_cache_are_finite_and_a_broken_row_shows_in_its_keys(dtype
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("before", ["nothing", "silu", "division and silu"])
 @pytest.mark.parametrize("rows", [1, 2])
-def test_linear(rows, before, dtype, device, full):
+@pytest.mark.parametrize("turns", [0, 8])
+def test_linear(turns, rows, before, dtype, device, full):
+    if turns and before == "nothing":
+        pytest.skip("nothing that takes turns")
     for outputs, inputs in ((4096, 1024), (1024, 3072), (1000, 600)) if full else ((50, 72),):
         gated = before != "nothing"
         x = normal(rows, inputs * (1 + gated), dtype=dtype, device=device)
@@ -151,11 +157,12 @@ def test_linear(rows, before, dtype, device, full):
             x,
             weight,
             silu=gated,
+            turns=turns,
             rms_of=rms_of,
             residual=residual,
             out=out,
             tile=None if full else LinearTile(16, 32, 4),
         )
-        wide = silu(over_rms(x, rms_of)) if gated else x.double()
+        wide = silu(over_rms(x, rms_of), turns) if gated else x.double()
         expected = wide @ weight.double().T
         assert close(out, expected if residual is None else expected + residual.double())
