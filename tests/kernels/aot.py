@@ -44,6 +44,21 @@ class Compiled:
     local_bytes: int
     shared_bytes: int
     ptx: str
+    ttgir: str
+
+    def summed(self) -> tuple[int, ...]:
+        """How the dimension that is summed over is shared out, which is what the order of a sum depends on.
+
+        Its length, and in how many the elements of a thread, the lanes of a warp and the warps come.
+        """
+        found = re.search(r'"tt\.reduce"[\s\S]*?: \(tensor<(\d+)x\d+xf32, (#\w+)>\)', self.ttgir)
+        assert found is not None, self.kernel
+        length, name = found.groups()
+        layout = re.search(rf"^{name} = #ttg\.blocked<.*$", self.ttgir, re.MULTILINE)
+        assert layout is not None, name
+        shares = re.findall(r"\w+(?:Thread|Warp|CTA) = \[(\d+), \d+\]", layout[0])
+        assert len(shares) == 3, layout[0]
+        return int(length), *map(int, shares)
 
     def count(self, instruction: str) -> int:
         return len(re.findall(instruction, self.ptx))
@@ -123,6 +138,7 @@ def _compile(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any],
         local_bytes=local,
         shared_bytes=compiled.metadata.shared,
         ptx=compiled.asm["ptx"],
+        ttgir=compiled.asm["ttgir"],
     )
 
 

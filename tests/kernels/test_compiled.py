@@ -160,6 +160,22 @@ def test_activation_in_a_product(rows, capability):
     assert undivided.count("bar.sync") <= plain.count("bar.sync"), (undivided, plain)
 
 
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("inputs", [1024, 600])
+def test_the_rms_of_a_row_is_the_same_sum_among_any_number(inputs, capability):
+    """Tiles share out the inputs alike. Odd inputs need many addresses, and spill: slow there, not wrong."""
+    weight, ways = bf16(2048, inputs), set()
+    for rows in (1, 8, 17, 64, 65, 513):
+        x = bf16(rows, inputs)
+
+        def launch(x=x):
+            invariant_linear(x, weight, turns=TURNS, eps=1e-6)
+
+        kernels = compiled(launch, capability, spilled_bytes=0 if inputs == 1024 else 600)
+        ways.add(kernels["invariant_linear_kernel"].summed())
+    assert len(ways) == 1, ways
+
+
 PREFETCH = r"cp\.async\.bulk\.prefetch\.L2"
 
 
