@@ -31,12 +31,11 @@ BLOCK_SIZE = 64
 Way = Callable[[Tensor], Tensor]  # a product with the weight given
 
 # How the layers are measured: as they are, and without what came last, by the worker's own thresholds.
-UNCHANGED: dict[str, Any] = {"NARROW_ROWS": 0, "GATED_ROWS": 0, "WEIGHTS_AHEAD": False}
+UNCHANGED: dict[str, Any] = {"NARROW_ROWS": 0, "GATED_ROWS": 0}
 CHAINS: dict[str, dict[str, Any]] = {
     "ours": {},
     "not narrow": {"NARROW_ROWS": 0},
     "activation apart": {"GATED_ROWS": 0},
-    "weights not ahead": {"WEIGHTS_AHEAD": False},
     "as before": UNCHANGED,
     "library": UNCHANGED | {"FEW_ROWS": 0, "SOME_ROWS": 0},
 }
@@ -46,8 +45,7 @@ def _plain(x: Tensor) -> dict[str, Way]:
     """Queries, keys and values."""
     ways: dict[str, Way] = {
         "library": lambda w: library_linear(x, w),
-        "matrix": lambda w: invariant_linear(x, w, ahead=False, pdl=True),
-        "matrix, ahead": lambda w: invariant_linear(x, w, pdl=True),
+        "matrix": lambda w: invariant_linear(x, w, pdl=True),
     }
     if len(x) <= FEW_ROWS:
         ways["rows"] = lambda w: linear(x, w, pdl=True)
@@ -59,9 +57,8 @@ def _gated(x: Tensor) -> dict[str, Way]:
     given: dict[str, Any] = {"turns": TURNS, "pdl": True}
     ways: dict[str, Way] = {
         "library": lambda w: silu_mul(library_linear(x, w), rms_of=(x, EPS), **given),
-        "matrix": lambda w: silu_mul(invariant_linear(x, w, ahead=False, pdl=True), rms_of=(x, EPS), **given),
-        "activating": lambda w: invariant_linear(x, w, eps=EPS, ahead=False, **given),
-        "activating, ahead": lambda w: invariant_linear(x, w, eps=EPS, **given),
+        "matrix": lambda w: silu_mul(invariant_linear(x, w, pdl=True), rms_of=(x, EPS), **given),
+        "activating": lambda w: invariant_linear(x, w, eps=EPS, **given),
     }
     if len(x) <= FEW_ROWS:
         ways["rows"] = lambda w: linear(x, w, pdl=True)
@@ -73,8 +70,7 @@ def _added(x: Tensor, outputs: int, activates: bool) -> dict[str, Way]:
     residual = bf16(len(x), outputs)
     ways: dict[str, Way] = {
         "library": lambda w: torch.addmm(residual, x, w.T),
-        "matrix": lambda w: invariant_linear(x, w, residual=residual, ahead=False, pdl=True),
-        "matrix, ahead": lambda w: invariant_linear(x, w, residual=residual, pdl=True),
+        "matrix": lambda w: invariant_linear(x, w, residual=residual, pdl=True),
     }
     if len(x) <= FEW_ROWS and activates:
         gate_up = bf16(len(x), 2 * x.shape[1])

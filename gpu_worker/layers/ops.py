@@ -28,8 +28,6 @@ MANY_ROWS = 2048
 # Up to so many rows our kernels are launched before those they depend on are through (H200, Qwen3-0.6B: 1
 # row 0.89 against 1.07 ms a token, 64 rows 1.86 against 1.87, 256 rows 3.95 against 3.89). 0 turns it off.
 DEPENDENT_ROWS = 64
-# Whether products by matrix instructions that are launched early ask for their weights while they wait.
-WEIGHTS_AHEAD = True
 
 
 @cache
@@ -132,12 +130,12 @@ def narrow_product(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
 def invariant_product(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     """x · weightᵀ + bias + residual, a row's bits the same among any number; see `invariant_linear` there."""
     linear = _kernels().invariant_linear.invariant_linear
-    out: Tensor = linear(x, weight, bias, residual=residual, ahead=WEIGHTS_AHEAD, pdl=early(x))
+    out: Tensor = linear(x, weight, bias, residual=residual, pdl=early(x))
     return out
 
 
 def gated_product(x: Tensor, weight: Tensor, turns: int, eps: float | None) -> Tensor:
     """silu(gate) · up of x, or with `eps` of x / rms(x), as an `invariant_product`."""
     linear = _kernels().invariant_linear.invariant_linear
-    out: Tensor = linear(x, weight, turns=turns, eps=eps, ahead=WEIGHTS_AHEAD, pdl=early(x))
+    out: Tensor = linear(x, weight, turns=turns, eps=eps, pdl=early(x))
     return out

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from baton_kernels.decode_plan import FIELDS, LAST, WHOLE, DecodeWork
-from baton_kernels.launch import INTERPRETED, dependent, describe, wait_upstream
+from baton_kernels.launch import INTERPRETED, dependent, describe, let_downstream, wait_upstream
 
 _LOG2_E = 1.4426950408889634
 _NULL_SCORE = tl.constexpr(-1e30)  # of a row that sees nothing yet: finite, so that differences are numbers
@@ -203,6 +203,7 @@ def decode_attention_kernel(
     member, dim, key = tl.arange(0, GROUP_PADDED), tl.arange(0, HEAD_DIM), tl.arange(0, KEYS)
     kv_head = tl.program_id(0) % KV_HEADS
     head = kv_head * GROUP
+    let_downstream(PDL)
     # the list is older than any chain of early launches, so it need not be waited for
     count = tl.load(count_ptr)
     lane, lanes = tl.program_id(0) // KV_HEADS, tl.num_programs(0) // KV_HEADS

@@ -17,9 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from baton_kernels.launch import INTERPRETED, dependent, machine
+from baton_kernels.launch import INTERPRETED, dependent, machine, wait_upstream
 
-_MOST_AHEAD = 1 << 20  # bytes that one request for the cache can be for, and one less sixteen
 _ROW_TILES = 8  # of rows that walk over the outputs together, so that what they share is still in the cache
 
 
@@ -60,28 +59,6 @@ def _tile(rows, outputs, BLOCK_ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr, TOGE
 
 
 @triton.jit
-def _ask_ahead(weight_ptr, first, outputs, INPUTS: tl.constexpr, BLOCK_OUT: tl.constexpr):
-    """Asks for the weights of outputs from `first` on to come into the L2 cache; one thread does."""
-    line: tl.constexpr = INPUTS * weight_ptr.dtype.element_ty.primitive_bitwidth // 8
-    ptr = weight_ptr + first.to(tl.int64) * INPUTS
-    tl.inline_asm_elementwise(
-        """{
-        .reg .pred is_first;
-        .reg .u32 thread;
-        mov.u32 thread, %tid.x;
-        setp.eq.u32 is_first, thread, 0;
-        @is_first cp.async.bulk.prefetch.L2.global [$1], $2;
-        mov.u32 $0, 0;
-        }""",
-        "=r,l,r",
-        [ptr.to(tl.int64), tl.minimum(outputs - first, BLOCK_OUT) * line],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@triton.jit
 def _gate_and_up(total, BLOCK_OUT: tl.constexpr, BLOCK_ROWS: tl.constexpr, TURNS: tl.constexpr):
     """Gates and ups, [BLOCK_OUT / 2, BLOCK_ROWS] each, of outputs in turns.
 
@@ -112,19 +89,13 @@ def invariant_linear_kernel(
     ADD: tl.constexpr,
     TURNS: tl.constexpr,
     DIVIDE: tl.constexpr,
-    AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Program: BLOCK_OUT outputs of BLOCK_ROWS rows.
 
-    TURNS: of gate and up in the outputs, 0 for other outputs; DIVIDE: both by the rms of x's rows. AHEAD: the
-    program's weights are asked for before it waits, since its loop can only begin when x is there.
+    TURNS: of gate and up in the outputs, 0 for other outputs; DIVIDE: both by the rms of x's rows.
     """
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
     first_row, first_output = _tile(rows, outputs, BLOCK_ROWS, BLOCK_OUT, TOGETHER)
-    if AHEAD:
-        _ask_ahead(weight_ptr, first_output, outputs, INPUTS, BLOCK_OUT)
     row = first_row + tl.arange(0, BLOCK_ROWS)
     output = first_output + tl.arange(0, BLOCK_OUT)
     column = tl.arange(0, BLOCK_IN)
@@ -133,8 +104,7 @@ def invariant_linear_kernel(
     x_ptr += row.to(tl.int64)[None, :] * x_stride + column[:, None]
     total = tl.zeros([BLOCK_OUT, BLOCK_ROWS], tl.float32)
     squares = tl.zeros([BLOCK_IN, BLOCK_ROWS], tl.float32)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
+    wait_upstream(PDL)
     for start in range(0, INPUTS, BLOCK_IN):
         if INPUTS % BLOCK_IN == 0:
             weight = tl.load(weight_ptr + start, mask=inside[:, None], other=0.0)
@@ -178,7 +148,6 @@ def invariant_linear(
     eps: float | None = None,
     out: Tensor | None = None,
     tile: InvariantTile | None = None,
-    ahead: bool = True,
     pdl: bool = False,
 ) -> Tensor:
     """[rows, outputs] for x [rows, inputs], whose rows may be strided, and weight [outputs, inputs].
@@ -187,8 +156,6 @@ def invariant_linear(
     of the outputs, these are gate and up in turns, and the result is silu(gate) · up [rows, outputs / 2], in
     float32 and rounded once; with `eps` too, both are first divided by the rms of their row of x. Neither
     goes with `bias` or `residual`.
-
-    `ahead`: a launch ahead of those it depends on asks for the weight to come into the cache meanwhile.
     """
     rows, (outputs, inputs) = x.shape[0], weight.shape
     assert weight.is_contiguous() and x.shape[1] == inputs and x.stride(1) == 1
@@ -200,8 +167,6 @@ def invariant_linear(
     columns = outputs // 2 if turns else outputs
     out = torch.empty((rows, columns), dtype=x.dtype, device=x.device) if out is None else out
     pdl = dependent(pdl, x.device)
-    line = inputs * weight.itemsize
-    ahead = ahead and pdl and rows <= tile.rows and line % 16 == 0 and line * tile.outputs < _MOST_AHEAD
     invariant_linear_kernel[(triton.cdiv(rows, tile.rows) * triton.cdiv(outputs, tile.outputs),)](
         x,
         weight,
@@ -221,7 +186,6 @@ def invariant_linear(
         ADD=residual is not None,
         TURNS=turns,
         DIVIDE=eps is not None,
-        AHEAD=ahead,
         PDL=pdl,
         num_warps=tile.warps,
         num_stages=tile.stages,

@@ -50,12 +50,18 @@ def describe(cache: Tensor, keys: int) -> TensorDescriptor:
 
 
 @triton.jit
-def wait_upstream(PDL: tl.constexpr):
-    """Lets the next kernel be launched, and waits until all that earlier ones wrote can be read.
+def let_downstream(PDL: tl.constexpr):
+    """Lets the next kernel be launched: the sooner, the more it can do before it waits."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
 
-    Every kernel of a chain launched dependently calls this, or does both with its weights asked for between,
-    before it reads or writes what others touch: then a kernel that is through has all its forerunners through
-    as well.
+
+@triton.jit
+def wait_upstream(PDL: tl.constexpr):
+    """Waits until all that earlier kernels wrote can be read; lets the next one be launched, if not yet done.
+
+    Every program of a chain launched dependently calls this before it reads or writes what others touch: then
+    a kernel that is through has all its forerunners through as well.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()

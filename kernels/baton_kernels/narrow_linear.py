@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from baton_kernels.launch import INTERPRETED, dependent, machine
+from baton_kernels.launch import INTERPRETED, dependent, let_downstream, machine, wait_upstream
 
 MAX_ROWS = 16  # the height of a matrix instruction
 MAX_OUTPUTS = 2048
@@ -84,17 +84,14 @@ def narrow_linear_kernel(
     """Program: BLOCK_OUT outputs of all rows. INPUTS is a multiple of a step: SLICES · SLICE."""
     STEP: tl.constexpr = SLICES * SLICE
     STEPS: tl.constexpr = INPUTS // STEP
-    if PDL:
-        # whoever is next has weights of its own to ask for, and needs nothing of us for that
-        tl.extra.cuda.gdc_launch_dependents()
+    let_downstream(PDL)
     output = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     inside = output < outputs
     slice_start = tl.arange(0, SLICES)[:, None, None] * SLICE
     within = tl.arange(0, SLICE)
     weight_ptr += output.to(tl.int64)[None, None, :] * INPUTS + (slice_start + within[None, :, None])
     weights = _steps(weight_ptr, inside[None, None, :], STEP, STEPS)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
+    wait_upstream(PDL)
     row = tl.arange(0, BLOCK_ROWS)
     known = row < rows
     x_ptr += row[None, :, None] * x_stride + (slice_start + within[None, None, :])

@@ -176,37 +176,6 @@ def test_the_rms_of_a_row_is_the_same_sum_among_any_number(inputs, capability):
     assert len(ways) == 1, ways
 
 
-PREFETCH = r"cp\.async\.bulk\.prefetch\.L2"
-
-
-@pytest.mark.parametrize("turns", [0, TURNS])
-@pytest.mark.parametrize(("outputs", "inputs"), [(6144, 1024), (1000 * 16, 600)])
-def test_weights_come_into_the_cache_during_the_wait(outputs, inputs, turns):
-    """One request for each program, and nothing is read before the wait; the next kernel is let go first."""
-    x, weight = bf16(64, inputs), bf16(outputs, inputs)
-    (kernel,) = compiled(lambda: invariant_linear(x, weight, turns=turns, pdl=True), 90).values()
-    assert kernel.count_early(PREFETCH) == kernel.count(PREFETCH) == 1
-    assert kernel.count_early(r"(?:ld|st)\.global|cp\.async\.c[ag]") == 0
-    assert kernel.ptx.index("launch_dependents") < kernel.ptx.index("prefetch")
-
-
-@pytest.mark.parametrize(
-    ("rows", "inputs", "given"),
-    [
-        (64, 1024, {"ahead": False, "pdl": True}),
-        (64, 1024, {"pdl": False}),
-        (65, 1024, {"pdl": True}),  # several programs would ask for the same
-        (64, 1001, {"pdl": True}),  # lines of no multiple of 16 bytes
-        (64, 8192, {"pdl": True}),  # more than a request can be for
-    ],
-)
-def test_weights_that_are_not_asked_for_ahead(rows, inputs, given):
-    x, weight = bf16(rows, inputs), bf16(512, inputs)
-    (kernel,) = compiled(lambda: invariant_linear(x, weight, **given), 90).values()
-    assert kernel.count(PREFETCH) == 0
-    assert bool(kernel.count(r"griddepcontrol\.wait")) == given["pdl"]
-
-
 @pytest.mark.parametrize(("outputs", "inputs"), [(1024, 2048), (1024, 3072), (2048, 2048)])
 def test_narrow_linear(outputs, inputs):
     """All weights are asked for before the wait, nothing else is, and they have room beside x."""
