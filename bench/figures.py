@@ -1,6 +1,6 @@
 """The figures that every engine is measured by, and the child process that measures one of them.
 
-usage: python -m bench.figures ENGINE MODEL_DIR --device DEVICE [--scale full|small] [--parts PART ...]
+usage: python -m bench.figures ENGINE MODEL_DIR --device DEVICE [--scale full|brief|small] [--parts PART ...]
 
 Prints one JSON object per figure as it comes: {"figure": name, "value": number or list}.
 """
@@ -11,7 +11,7 @@ import json
 import random
 import statistics
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.engines.interface import Engine, Options
@@ -46,6 +46,7 @@ SCALES = {
     ),
     "small": Scale(6, (4, 24), 1, (1, 4), 8, (4, 12), 100, (20.0,), 0.5, (4, 12), 256, 16, ids=1200),
 }
+SCALES["brief"] = replace(SCALES["full"], rounds=1, rates=(24.0,))
 
 
 def throughput(engine: Engine, scale: Scale) -> Iterator[Figure]:

@@ -93,7 +93,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the results here as they grow")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="[cuda]")
     parser.add_argument(
-        "--scale", choices=tuple(SCALES), default="full", help="small: to try this out [full]"
+        "--scale",
+        choices=tuple(SCALES),
+        default="full",
+        help="brief: one round, one rate; small: to try this out [full]",
     )
     parser.add_argument("--limit-s", type=float, default=600.0, metavar="S", help="for one engine [600]")
     a = parser.parse_args()

@@ -13,7 +13,7 @@ from torch import Tensor
 from baton_kernels import advance
 from gpu_worker.attention.interface import DecodeSpace
 from gpu_worker.attention.triton_backend import Rows
-from gpu_worker.cuda.forward import Forward
+from gpu_worker.cuda.forward import Forward, Pool
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +62,8 @@ class Decoder:
         """The captured size for a plan's bucket of `rows`."""
         return next(size for size in self._buckets if size >= rows)
 
-    def capture(self) -> None:
-        """Captures every bucket, the largest first, so that the others find their memory in its pool."""
-        pool = torch.cuda.graph_pool_handle()
+    def capture(self, pool: Pool) -> None:
+        """Captures every bucket, the largest first, so that the others find their memory in the pool."""
         for bucket in reversed(self._buckets):
             for _ in range(_WARM_UPS):
                 self._pass(bucket)

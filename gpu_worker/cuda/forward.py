@@ -1,6 +1,7 @@
 """The model over one cache and one slot table: what every kind of pass does, whatever its rows are."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -10,6 +11,8 @@ from gpu_worker.attention.interface import Context, DeviceAttention
 from gpu_worker.attention.triton_backend import Rows
 from gpu_worker.models import Model
 from gpu_worker.slots import SlotTable
+
+Pool = Any  # where captured passes find their memory: `torch.cuda.graph_pool_handle()`
 
 
 @dataclass(frozen=True, slots=True)

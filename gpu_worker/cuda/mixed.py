@@ -10,7 +10,7 @@ import torch
 
 from gpu_worker.attention.triton_backend import Rows
 from gpu_worker.cuda.decode import Decoder
-from gpu_worker.cuda.forward import Forward
+from gpu_worker.cuda.forward import Forward, Pool
 from gpu_worker.cuda.inbox import Inbox
 from gpu_worker.cuda.prefill import Prefiller
 from gpu_worker.cuda.prompt_rows import PassRows, PassSize
@@ -32,9 +32,8 @@ class Mixer:
         """Whether a step of so many decode rows and such a prompt pass is one pass."""
         return 0 < rows <= self._buckets[-1] and size in self._prefiller.sizes
 
-    def capture(self, inbox: Inbox) -> None:
-        """Captures every pair, the largest first, so that the others find their memory in its pool."""
-        pool = torch.cuda.graph_pool_handle()
+    def capture(self, inbox: Inbox, pool: Pool) -> None:
+        """Captures every pair, the largest first, so that the others find their memory in the pool."""
         for bucket in reversed(self._buckets):
             for size in reversed(self._prefiller.sizes):
                 rows = self._prefiller.padding(inbox, size)

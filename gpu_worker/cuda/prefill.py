@@ -15,7 +15,7 @@ from torch import Tensor
 from baton_kernels import advance
 from baton_wire.plan import Plan
 from gpu_worker.attention.triton_backend import Rows
-from gpu_worker.cuda.forward import Forward
+from gpu_worker.cuda.forward import Forward, Pool
 from gpu_worker.cuda.inbox import Inbox
 from gpu_worker.cuda.prompt_rows import PassRows, PassSize, captured_sizes, largest_words, write
 
@@ -38,9 +38,8 @@ class Prefiller:
         """Compiles what only small passes need, by one that is all padding."""
         self._hidden(self.padding(inbox, self.sizes[0]))
 
-    def capture(self, inbox: Inbox) -> None:
-        """Captures every size, the largest first, so that the others find their memory in its pool."""
-        pool = torch.cuda.graph_pool_handle()
+    def capture(self, inbox: Inbox, pool: Pool) -> None:
+        """Captures every size, the largest first, so that the others find their memory in the pool."""
         for size in reversed(self.sizes):
             rows = self.padding(inbox, size)
             hidden = self._hidden(rows)

@@ -85,9 +85,11 @@ class CudaRunner:
         """Compiles what is not yet, and captures graphs. Nothing may be outstanding; `reset` afterwards."""
         self._prefiller.warm_up(self._inbox)
         if graphs:
-            self._prefiller.capture(self._inbox)
-            self.decoder.capture()
-            self._mixer.capture(self._inbox)
+            # one pool: graphs never run beside each other, and what they leave behind lies outside
+            pool = torch.cuda.graph_pool_handle()
+            self._mixer.capture(self._inbox, pool)
+            self._prefiller.capture(self._inbox, pool)
+            self.decoder.capture(pool)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 self._take_in()
