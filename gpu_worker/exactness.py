@@ -14,6 +14,7 @@ MULTIPLES = (4, 8, 16, 32, 64)
 _FEW = 16  # numbers of rows tried one by one, in multiples; then these:
 _MANY = (19, 25, 32, 50, 64, 128)
 _MOST_ROWS = 512  # what larger numbers would show is not worth the time to start
+_LEAST_ROWS = 64  # tried whatever a step can have: workers of other limits are to find the same multiple
 
 
 def fix_rows(model: Layer) -> None:
@@ -52,9 +53,9 @@ def batched_is_exact(heads: int, head_dim: int, chunk: int, multiple: int) -> bo
 
 
 def _is_exact(layer: Linear, multiple: int, limit: int) -> bool:
-    """Whether rows keep their bits in all tried batches up to `limit`, at the front and at the back."""
+    """Whether rows keep their bits in all tried batches, at the front and at the back."""
     random = torch.Generator().manual_seed(1)
-    most = max(multiple, min(limit, _MOST_ROWS))
+    most = max(_LEAST_ROWS, min(limit, _MOST_ROWS))
     sizes = [n * multiple for n in (*range(1, _FEW + 1), *_MANY) if n * multiple <= most]
     x = torch.randn(sizes[-1], layer.shape[1], generator=random).to(layer.dtype)
     few: Tensor = layer(x[:multiple])
