@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from baton_kernels.launch import INTERPRETED, dependent, machine, wait_upstream
+from baton_kernels.launch import INTERPRETED, dependent, let_downstream, machine, wait_upstream
 
 _ROW_TILES = 8  # of rows that walk over the outputs together, so that what they share is still in the cache
 
@@ -104,6 +104,7 @@ def invariant_linear_kernel(
     x_ptr += row.to(tl.int64)[None, :] * x_stride + column[:, None]
     total = tl.zeros([BLOCK_OUT, BLOCK_ROWS], tl.float32)
     squares = tl.zeros([BLOCK_IN, BLOCK_ROWS], tl.float32)
+    let_downstream(PDL)
     wait_upstream(PDL)
     for start in range(0, INPUTS, BLOCK_IN):
         if INPUTS % BLOCK_IN == 0:

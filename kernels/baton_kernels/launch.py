@@ -58,11 +58,10 @@ def let_downstream(PDL: tl.constexpr):
 
 @triton.jit
 def wait_upstream(PDL: tl.constexpr):
-    """Waits until all that earlier kernels wrote can be read; lets the next one be launched, if not yet done.
+    """Waits until all that earlier kernels wrote can be read.
 
     Every program of a chain launched dependently calls this before it reads or writes what others touch: then
     a kernel that is through has all its forerunners through as well.
     """
     if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()

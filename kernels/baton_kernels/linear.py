@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from baton_kernels.launch import dependent, wait_upstream
+from baton_kernels.launch import dependent, let_downstream, wait_upstream
 from baton_kernels.reference import RmsOf
 from baton_kernels.rms_norm import inverse_rms
 from baton_kernels.silu_mul import gate_column
@@ -87,6 +87,7 @@ def linear_kernel(
     column = tl.arange(0, BLOCK_IN)
     full = inside[:, None] & (column < INPUTS)[None, :]
     first = tl.load(weight_ptr + column[None, :], mask=full, other=0.0).to(tl.float32)
+    let_downstream(PDL)
     wait_upstream(PDL)
     for row in tl.static_range(ROWS):
         row_ptr, unit = x_ptr + row * x_stride, 1.0

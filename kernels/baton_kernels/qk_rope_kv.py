@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from baton_kernels.launch import dependent, wait_upstream
+from baton_kernels.launch import dependent, let_downstream, wait_upstream
 from baton_kernels.reference import RmsOf
 from baton_kernels.rms_norm import inverse_rms
 
@@ -88,6 +88,7 @@ def qk_rope_kv_kernel(
     head = tl.arange(0, STEP)[:, None]
     half = tl.arange(0, HALF_PADDED)[None, :]
     inside = (half < HALF) & (head < STEP)
+    let_downstream(PDL)
     wait_upstream(PDL)
     place = tl.load(place_ptr + row)
     angle_ptr = rotary_ptr + tl.load(position_ptr + row).to(tl.int64) * (2 * HEAD_DIM)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from baton_kernels.launch import dependent, wait_upstream
+from baton_kernels.launch import dependent, let_downstream, wait_upstream
 
 
 @triton.jit
@@ -35,6 +35,7 @@ def rms_norm_kernel(
     column = tl.arange(0, PADDED)
     inside = column < size
     weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    let_downstream(PDL)
     wait_upstream(PDL)
     x = tl.load(x_ptr + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
     dtype = out_ptr.dtype.element_ty

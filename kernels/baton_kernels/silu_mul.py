@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from baton_kernels.launch import dependent, wait_upstream
+from baton_kernels.launch import dependent, let_downstream, wait_upstream
 from baton_kernels.reference import RmsOf
 from baton_kernels.rms_norm import inverse_rms
 
@@ -40,6 +40,7 @@ def silu_mul_kernel(
     """
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * 2 * size
+    let_downstream(PDL)
     wait_upstream(PDL)
     if RMS_SIZE > 0:
         unit = inverse_rms(rms_ptr, row, rms_stride, eps, RMS_SIZE, RMS_PADDED)
