@@ -26,7 +26,7 @@ FIELDS = tl.constexpr(5)  # of a tile: where its keys are, how many of them coun
 LAST = tl.constexpr(256)  # added to the number of keys of a segment's last tile
 WHOLE = tl.constexpr(-1)  # segment of a row that has but one
 _LEAST_POSITIONS = 64  # of a share: shorter ones cost more to combine than to read
-_TILES_TOGETHER = 32  # of a row, listed at a time
+_TILES_TOGETHER = 128  # of a row, listed at a time: one for each thread
 
 
 @dataclass(frozen=True, slots=True)
