@@ -10,7 +10,7 @@ from baton_wire.transport import default_run_dir, ipc_endpoint
 from gpu_worker.errors import ConfigError
 
 _SOCKET = "workers.ipc"
-_MAX_SLOTS = 1 << 16
+_MAX_SLOTS = {"cpu": 1 << 16, "cuda": 1 << 12}
 # What is not given. Blocks of 64 positions: from there on attention on a GPU reads them by bulk copies.
 _DEFAULTS = {
     "cpu": {"max_num_seqs": 64, "max_num_batched_tokens": 2048, "kvcache_block_size": 16},
@@ -77,8 +77,8 @@ def parse(arguments: list[str]) -> WorkerConfig:
     for name, value in _DEFAULTS[device].items():
         if getattr(a, name) is None:
             setattr(a, name, value)
-    if a.max_num_seqs > _MAX_SLOTS:
-        raise ConfigError(f"--max-num-seqs {a.max_num_seqs}: at most {_MAX_SLOTS}")
+    if a.max_num_seqs > _MAX_SLOTS[device]:
+        raise ConfigError(f"--max-num-seqs {a.max_num_seqs}: at most {_MAX_SLOTS[device]} on {device}")
     if a.max_num_batched_tokens < a.max_num_seqs:
         raise ConfigError(
             f"--max-num-batched-tokens {a.max_num_batched_tokens}: below --max-num-seqs {a.max_num_seqs}, "

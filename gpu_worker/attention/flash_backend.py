@@ -126,7 +126,7 @@ class FlashAttention:
         )
         parts, count = [], 0
         if rows.decode is not None:
-            count = len(rows.decode.seen)
+            count = len(q) if rows.prefill is None else rows.decodes
             parts.append(self._decode(q[:count], keys, values, rows.decode))
         if rows.prefill is not None:
             parts.append(self._prompts(q[count:], keys, values, rows.prefill))

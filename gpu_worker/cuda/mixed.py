@@ -25,12 +25,14 @@ class Mixer:
 
     def __init__(self, forward: Forward, decoder: Decoder, prefiller: Prefiller) -> None:
         self._forward, self._decoder, self._prefiller = forward, decoder, prefiller
-        self._buckets = sorted({min(bucket, len(forward.table)) for bucket in _BUCKETS})
+        slots = len(forward.table)
+        # one slot alone never does both at once
+        self._buckets = sorted({min(bucket, slots) for bucket in _BUCKETS if slots > 1})
         self._graphs: dict[tuple[int, PassSize], torch.cuda.CUDAGraph] = {}
 
     def fits(self, rows: int, size: PassSize) -> bool:
         """Whether a step of so many decode rows and such a prompt pass is one pass."""
-        return 0 < rows <= self._buckets[-1] and size in self._prefiller.sizes
+        return 0 < rows <= max(self._buckets, default=0) and size in self._prefiller.sizes
 
     def capture(self, inbox: Inbox, pool: Pool) -> None:
         """Captures every pair, the largest first, so that the others find their memory in the pool."""

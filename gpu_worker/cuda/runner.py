@@ -3,8 +3,8 @@
     changes and prompt rows, one copy → decode step and prompt chunks → advance, which writes the result
 
 All on one stream, in step order; each but the first is a captured graph where one fits, and a step's decode
-rows and chunks are one pass where that fits. A plan without words
-costs no copy. Results go straight into memory of the host. Knows nothing of links, sessions or processes.
+rows and chunks are one pass where that fits. A plan without words costs no copy. Results go straight into
+memory of the host. Knows nothing of links, sessions or processes.
 """
 
 from collections import deque
@@ -113,6 +113,9 @@ class CudaRunner:
             raise PlanError(f"step {plan.step}: {len(self._pending)} steps are in flight already")
         if plan.bucket > len(self.slots):
             raise PlanError(f"step {plan.step}: bucket {plan.bucket}, there are {len(self.slots)} slots")
+        longest = self.limits.max_model_len + 1  # the last token is never read
+        if len(plan.admissions) and plan.admissions["max_length"].max() > longest:
+            raise PlanError(f"step {plan.step}: a sequence of more than {longest} tokens")
         place = self._count % RING
         begun, done = self._events[place]
         size = self._lay_out(plan, place)

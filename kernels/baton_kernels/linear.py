@@ -3,7 +3,7 @@
 A program reads its rows of the weight whole, with every load in flight before anything else is asked for.
 Fusions: silu(gate) · up of x before, addition of a residual after, all in float32 and rounded once. Each
 program does the activation again for itself, while its weights are on the way. The order of a row's sum
-depends on nothing but the shape of the weight. For more rows the library is faster.
+depends on nothing but the shape of the weight. With more rows multiplying takes longer than reading.
 """
 
 from dataclasses import dataclass

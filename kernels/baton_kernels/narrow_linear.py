@@ -37,7 +37,8 @@ def narrow_tile(outputs: int, inputs: int, itemsize: int = 2) -> NarrowTile | No
     """For a weight [outputs, inputs] of numbers of `itemsize` bytes; None where it is none of this kernel's.
 
     Of that kind are weights of at most MAX_OUTPUTS whose inputs are a multiple of a step's, and few enough
-    that what a program needs of x and of the weight is in shared memory at once.
+    that what a program needs of x and of the weight has room in shared memory at once, though one compiler
+    keeps the weight in registers.
     """
     if outputs <= 1024 and inputs <= 2048:
         tile = NarrowTile(8, 4, gcd(256, inputs // 4))

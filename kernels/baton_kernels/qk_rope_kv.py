@@ -4,7 +4,8 @@ Twins: `reference.qk_norm_rope`, `write_kv`, and `over_rms` before them. The cac
 [blocks, kv_heads, block_size, head_dim]: a head's positions in a block are contiguous.
 A place is block · block_size + offset in the block, int32; -1 stands for "nowhere" and skips the write.
 Values are written as finite numbers, whatever they are: attention reads tiles beyond a sequence's end, with
-weight 0, and nothing there may turn that into NaN. A row that has gone wrong still shows: its keys say so.
+weight 0, and nothing there may turn that into NaN. What has gone wrong still shows: where a head's value is
+not finite its key is written as NaN.
 """
 
 from math import gcd
@@ -40,6 +41,13 @@ def _norm_rope(low, high, weight_ptr, angle_ptr, eps, half, HALF: tl.constexpr):
 def _finite(x, largest):
     """x within what the cache can hold; 0 for what is no number."""
     return tl.where(x == x, tl.minimum(tl.maximum(x, -largest), largest), 0.0)
+
+
+@triton.jit
+def _is_sound(low, high, largest):
+    """Whether both halves of heads [heads, HALF] are what the cache can hold, [heads, 1]."""
+    sound = (tl.abs(low) <= largest) & (tl.abs(high) <= largest)  # not so for what is no number
+    return tl.min(sound.to(tl.int32), 1, keep_dims=True) > 0
 
 
 @triton.jit
@@ -110,6 +118,13 @@ def qk_rope_kv_kernel(
             _store_halves(target, q_low, q_high, inside, HALF)
         elif first < HEADS + KV_HEADS:
             k_low, k_high = _norm_rope(low, high, k_weight_ptr, angle_ptr, eps, half, HALF)
+            value = source + KV_HEADS * HEAD_DIM
+            low = tl.load(value, mask=inside, other=0.0).to(tl.float32)
+            high = tl.load(value + HALF, mask=inside, other=0.0).to(tl.float32)
+            if RMS_SIZE > 0:
+                low, high = low * unit, high * unit
+            sound = _is_sound(low, high, largest)
+            k_low, k_high = tl.where(sound, k_low, float("nan")), tl.where(sound, k_high, float("nan"))
             target = k_ptr + cached + (first - HEADS + head) * head_stride
             _store_halves(target, k_low, k_high, written, HALF)
         else:

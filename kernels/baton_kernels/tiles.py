@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class DecodeTile:
     """Decode attention: keys of a tile, warps, pipeline stages, programs per multiprocessor.
 
-    `described`: keys and values by the bulk copy engine, where a cache block holds whole iterations.
+    `described`: keys and values by the bulk copy engine, where a cache block holds whole tiles.
     """
 
     keys: int
@@ -38,7 +38,7 @@ class PrefillTile:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """All of one architecture. `bulk`: in order of preference, where a cache block holds whole iterations."""
+    """All of one architecture. `bulk`: in order of preference, where a cache block holds whole tiles."""
 
     decode: DecodeTile
     decode_wide: DecodeTile  # for heads wider than 128

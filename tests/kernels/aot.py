@@ -63,10 +63,10 @@ class Compiled:
     def count(self, instruction: str) -> int:
         return len(re.findall(instruction, self.ptx))
 
-    def count_early(self, instruction: str) -> int:
-        """How often it comes before the wait for what was launched before."""
-        early, wait, late = self.ptx.partition("griddepcontrol.wait")
-        assert wait and "griddepcontrol.wait" not in late, self.kernel
+    def count_early(self, instruction: str, waits: int = 1) -> int:
+        """How often it comes before the first of so many waits for what was launched before."""
+        early, *late = self.ptx.split("griddepcontrol.wait")
+        assert len(late) == waits, self.kernel
         return len(re.findall(instruction, early))
 
     def __str__(self) -> str:

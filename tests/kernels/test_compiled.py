@@ -53,12 +53,12 @@ class Table:
         }.get(name, numbers(SLOTS, dtype=torch.int64))
 
 
-def decode(heads, kv_heads, head_dim, block_size):
+def decode(heads, kv_heads, head_dim, block_size, pdl=False):
     cache, q = bf16(64, kv_heads, block_size, head_dim), bf16(SLOTS, heads, head_dim)
     work = DecodeWork.make(SLOTS, heads, kv_heads, head_dim, block_size, 4096, CPU)
     table = numbers(SLOTS, 256)
     plan(work, SLOTS, table)
-    decode_attention(q, cache, cache, table, work, head_dim**-0.5)
+    decode_attention(q, cache, cache, table, work, head_dim**-0.5, pdl=pdl)
 
 
 def prefill(heads, kv_heads, head_dim, block_size):
@@ -208,6 +208,17 @@ def test_decode_attention(capability):
         assert kernel.count(r"mma\.sync"), "matrix instructions"
         assert kernel.count(r"cp\.async\.c[ag]"), "keys and values arrive while others are in use"
         assert kernel.count(r"atom\.[\w.]*acq_rel|atom\.acq_rel"), "the last to arrive sees what others wrote"
+
+
+@pytest.mark.parametrize("block_size", [16, 64])
+def test_decode_attention_before_it_waits(block_size):
+    """Only a few words of the step's list are read, and nothing is written."""
+    shape = (16, 8, 128, block_size, True)
+    kernel = compiled(decode, 90, *shape)["decode_attention_kernel"]
+    assert kernel.ptx.index("launch_dependents") < kernel.ptx.index("griddepcontrol.wait")
+    waits = 2  # with work, and without
+    assert 0 < kernel.count_early(r"ld\.global", waits) <= 10
+    assert kernel.count_early(r"(?:st|atom|red)\.|ld\.global[.\w:]*\.v[248]|cp\.async", waits) == 0
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

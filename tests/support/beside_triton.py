@@ -107,7 +107,8 @@ class Pair:
         slots, positions = [s for p in parts for s in p.slots], [x for p in parts for x in p.positions]
         plans = {name: plan for part in parts for name, plan in part.plan(backend).items()}
         places = self.numbers(self.places(slots, positions))
-        work = Rows(self.numbers(positions), places, self.table, **plans)
+        decodes = len(parts[0].slots) if "decode" in plans else 0  # they come first
+        work = Rows(self.numbers(positions), places, self.table, **plans, decodes=decodes)
         return backend.forward(qkv.clone(), self.norm, 0, Context(backend, cache, work, self.rotary))
 
     def compare(self, part):

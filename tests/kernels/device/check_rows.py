@@ -122,21 +122,24 @@ def test_qk_rope_kv(divided, rows, heads, kv_heads, head_dim, block_size, dtype,
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_values_in_the_cache_are_finite_and_a_broken_row_shows_in_its_keys(dtype, device):
+@pytest.mark.parametrize("divided", [False, True])
+def test_values_in_the_cache_are_finite_and_broken_ones_show_in_their_keys(divided, dtype, device):
     """Attention reads beyond a sequence's end what others left there."""
-    rows, heads, kv_heads, head_dim = 3, 2, 1, 32
+    rows, heads, kv_heads, head_dim = 3, 4, 2, 32
     largest, inf, nan = torch.finfo(dtype).max, torch.inf, torch.nan
     qkv = normal(rows, (heads + 2 * kv_heads) * head_dim, dtype=dtype, device=device)
-    qkv[1, -head_dim:] = torch.tensor([inf, -inf, nan, 1.5] * (head_dim // 4), dtype=dtype)
+    qkv[1, -head_dim : -head_dim + 4] = torch.tensor([inf, -inf, nan, 1.5], dtype=dtype)
     qkv[2] = nan
+    rms_of = (torch.ones(rows, 40, dtype=dtype, device=device), 0.0) if divided else None
     weight = normal(head_dim, dtype=dtype, device=device)
     numbers = torch.arange(rows, device=device, dtype=torch.int32)
     keys, values = (poison(torch.empty(4, kv_heads, 1, head_dim, dtype=dtype, device=device)) for _ in "kv")
     rotary = reference.rotary_table(8, head_dim, 1e4).to(device)
-    qk_rope_kv(qkv, weight, weight, EPS, rotary, numbers, numbers, keys, values)
-    assert values[1, 0, 0, :4].tolist() == [largest, -largest, 0, 1.5]
+    qk_rope_kv(qkv, weight, weight, EPS, rotary, numbers, numbers, keys, values, rms_of=rms_of)
+    assert values[1, 1, 0, :4].tolist() == [largest, -largest, 0, 1.5]
+    assert keys[1, 1].isnan().all() and keys[1, 0].isfinite().all()  # that head's alone
     assert values[2].eq(0).all() and keys[2].isnan().all()
-    assert keys[:2].isfinite().all() and values[3].isnan().all()
+    assert keys[0].isfinite().all() and values[:3].isfinite().all() and values[3].isnan().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -10,11 +10,13 @@ import torch
 
 from baton_kernels import prefill_attention, reference, sampler
 from baton_wire.plan import CHUNK, Mode, Plan
+from baton_wire.result import End
 from gpu_worker.attention import AttentionShape
 from gpu_worker.attention.triton_backend import TritonAttention
-from gpu_worker.cuda import prompt_rows
+from gpu_worker.cuda import mixed, prompt_rows
 from gpu_worker.cuda.runner import RING, CudaRunner
 from gpu_worker.errors import PlanError
+from gpu_worker.models.qwen3 import Qwen3
 from tests.support.random_checkpoints import Shape, write_checkpoint
 from tests.worker import drive
 
@@ -52,19 +54,24 @@ def loaded(tmp_path_factory):
     )
 
 
-@pytest.fixture
-def pair(loaded, device):
+def make_pair(loaded, **options):
     """(the CUDA runner, the CPU's), alike."""
-    host = drive.runner(loaded, **OPTIONS)
+    host = drive.runner(loaded, **OPTIONS | options)
     c, limits = loaded.config, replace(host.limits, row_multiple=1)
     shape = AttentionShape(c.heads, c.kv_heads, c.head_dim, limits.block_size)
     attention = TritonAttention(shape, loaded.dtype, torch.device("cpu"))
     rotary = reference.rotary_table(limits.max_model_len, c.head_dim, c.rope_theta)
     cache = attention.cache(c.layers, limits.num_blocks).fill_(torch.nan)
+    cache[:, 1] = torch.finfo(cache.dtype).max  # values are finite wherever tiles reach
     made = CudaRunner(loaded.model, attention, cache, rotary, limits, vocabulary=c.vocab_size)
     made.prepare(graphs=False)
     made.reset()
     return made, host
+
+
+@pytest.fixture
+def pair(loaded, device):
+    return make_pair(loaded)
 
 
 class Both:
@@ -87,6 +94,19 @@ class Both:
         return ours
 
 
+def note_mixed(both, monkeypatch):
+    """A list that gets the decode rows of every pass over both kinds of rows."""
+    mixer, together = both.pair[0]._mixer, []
+    run = mixer.run
+
+    def note(rows, *more):
+        together.append(rows)
+        run(rows, *more)
+
+    monkeypatch.setattr(mixer, "run", note)
+    return together
+
+
 def requests(count):
     return [
         drive.Request(
@@ -106,16 +126,10 @@ def test_requests_that_come_and_go(pair, captured, monkeypatch):
 
     What is of no captured size is no pass together with decode rows either.
     """
-    both, mixer = Both(pair), pair[0]._mixer
+    both = Both(pair)
     if not captured:
         pair[0]._prefiller.sizes.clear()
-    mixed, run_mixed = [], mixer.run
-
-    def note(rows, *more):
-        mixed.append(rows)
-        run_mixed(rows, *more)
-
-    monkeypatch.setattr(mixer, "run", note)
+    together = note_mixed(both, monkeypatch)
     work = requests(5)
     for request in work:
         request.max_tokens = 12  # until they need another block, and there is none
@@ -123,7 +137,36 @@ def test_requests_that_come_and_go(pair, captured, monkeypatch):
     run = drive.generate(both, work)
     assert all(end is not None for end in run.ends)
     assert run.preemptions and run.cached and max(both.prompts) > 1
-    assert bool(mixed) == captured
+    assert bool(together) == captured
+
+
+def test_tiles_that_are_described_in_passes_with_spare_rows(loaded, device, monkeypatch):
+    """Blocks that hold whole tiles, and fewer decode rows than slots."""
+    monkeypatch.setattr(mixed, "_BUCKETS", (2, 4))
+    both = Both(make_pair(loaded, kvcache_block_size=32, num_kvcache_blocks=9))
+    assert both.pair[0].decoder._space.described
+    together = note_mixed(both, monkeypatch)
+    run = drive.generate(both, requests(5), stagger=2)
+    assert all(end is not None for end in run.ends) and len(set(together)) > 1
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_value_that_is_not_finite_ends_the_request(tmp_path, device, value):
+    """One weight of a value's head in the first layer; queries and keys are sound."""
+    broken = drive.load_folded(write_checkpoint(tmp_path / "model", Shape(), with_tokenizer=False))
+    kv = broken.config.kv_heads * broken.config.head_dim
+    assert isinstance(broken.model, Qwen3)
+    broken.model.model.layers[0].self_attn.qkv_proj.weight[-kv] = value
+    result = drive.Hand(make_pair(broken)[0]).admit(1, requests(3)[2])
+    assert result.ends.tolist() == [(1, End.NUMERICAL)] and result.tokens[1] == -1
+
+
+def test_a_sequence_beyond_the_model_is_refused(pair):
+    hand = drive.Hand(pair[0])
+    request = requests(1)[0]
+    request.max_tokens = pair[0].limits.max_model_len
+    with pytest.raises(PlanError, match="more than"):
+        hand.admit(0, request)
 
 
 def test_a_held_slot_moves_under_its_mask(pair):
