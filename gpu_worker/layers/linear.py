@@ -98,8 +98,13 @@ class GateUp(Linear):
         self.turns = 0  # as in `reference.silu_mul`
 
     def takes_turns(self) -> bool:
-        """Whether outputs are to come in turns: where matrix instructions of ours can gain by it."""
-        return ops.on_gpu(self.weight) and self.size % reference.TURNS == 0
+        """Whether outputs are to come in turns: where matrix instructions of ours gain by it.
+
+        Products with large weights are the library's, and for a row or two would lose: reading in turns takes
+        more registers than let as many programs run as before (128 a thread, 4,096 outputs of 12,288 inputs).
+        """
+        small = self.weight.numel() <= ops.SMALL_WEIGHT
+        return ops.on_gpu(self.weight) and small and self.size % reference.TURNS == 0
 
     def prepare(self) -> None:
         if self.takes_turns():

@@ -127,10 +127,13 @@ def test_without_a_division(biased, called):
     assert called == [FUSED, PRODUCT if biased else "narrow_linear"]
 
 
-def test_large_weights_are_the_library_s(called, monkeypatch):
+@pytest.mark.parametrize(("rows", "kernels"), [(1, ["linear", "linear activates"]), (9, ["silu_mul"])])
+def test_large_weights_take_no_turns(rows, kernels, called, monkeypatch):
+    """Beyond a row or two their products are the library's."""
     monkeypatch.setattr(ops, "SMALL_WEIGHT", 100)
     layers, expected = mlp(128)
-    x = torch.randn(9, HIDDEN)
+    assert not layers.gate_up_proj.turns
+    x = torch.randn(rows, HIDDEN)
     wanted = expected(x)
     assert torch.allclose(layers.add(x, EPS).double(), wanted, rtol=1e-4, atol=1e-3)
-    assert called == [LATER]
+    assert called == kernels
