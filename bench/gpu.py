@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ Results = dict[str, Any]
 def main() -> int:
     """Measures, prints, writes; 1 where no engine gave a figure."""
     a = _arguments()
+    if "baton" in a.engines:
+        _check_ours()
     results: Results = {"bench": "gpu", **_machine(), "scale": a.scale, "rates": {}, "shapes": {}}
     if a.device == "cuda":
         results["rates"] = _rates()
@@ -71,8 +73,10 @@ def main() -> int:
                 figures["limit"] = limits(SHAPES[name], SCALES[a.scale], results["rates"])
                 _say(f"{name} limits: {json.dumps(figures['limit'])}")
             for engine in a.engines:
-                figures[engine] = _measure(engine, name, model, a)
-                _write(a.out, results)
+                found: Results = figures.setdefault(engine, {})
+                for figure, value in _measure(engine, name, model, a):
+                    found[figure] = value
+                    _write(a.out, results)
             _say(table(name, figures))
     print(json.dumps(results))
     return 0 if any(f.get(e) for f in results["shapes"].values() for e in a.engines) else 1
@@ -104,11 +108,21 @@ def _arguments() -> argparse.Namespace:
     return a
 
 
-def _measure(engine: str, shape: str, model: Path, a: argparse.Namespace) -> Results:
-    """One engine's figures: those that came before it failed or ran out of time, if it did."""
+def _check_ours() -> None:
+    """Ends the run where a package of ours is missing, rather than after minutes of the other engine."""
+    parts = "scheduler_svc.frontend.server", "scheduler_svc.supervisor", "gpu_worker.process"
+    command = [sys.executable, "-c", f"import {', '.join(parts)}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=_environment(None))
+    if done.returncode:
+        why = done.stderr.strip().splitlines()[-1]
+        raise SystemExit(f"Baton cannot start here, it needs its extras scheduler and worker: {why}")
+
+
+def _measure(engine: str, shape: str, model: Path, a: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """One engine's figures as they come, until it is through, fails or runs out of time."""
     command = [sys.executable, "-m", "bench.figures", engine, str(model)]
     command += ["--device", a.device, "--scale", a.scale, "--parts", *a.parts]
-    started, figures = time.monotonic(), Results()
+    started = time.monotonic()
     with tempfile.TemporaryFile("w+") as errors:
         environment = _environment(a.vllm_site if engine == "vllm" else None)
         child = subprocess.Popen(
@@ -126,9 +140,9 @@ def _measure(engine: str, shape: str, model: Path, a: argparse.Namespace) -> Res
             for line in child.stdout:
                 if line.startswith('{"figure"'):
                     figure = json.loads(line)
-                    figures[figure["figure"]] = figure["value"]
                     seconds = time.monotonic() - started
                     _say(f"{shape} {engine} [{seconds:.0f} s] {figure['figure']} = {figure['value']}")
+                    yield figure["figure"], figure["value"]
             code = child.wait()
         finally:
             guard.cancel()
@@ -137,7 +151,6 @@ def _measure(engine: str, shape: str, model: Path, a: argparse.Namespace) -> Res
             errors.seek(0)
             tail = errors.read().strip().splitlines()[-12:]
             _say(f"{shape} {engine} failed with {code}:\n  " + "\n  ".join(tail))
-    return figures
 
 
 def _kill(child: subprocess.Popen[str]) -> None:

@@ -91,6 +91,18 @@ def test_an_engine_that_is_not_there_costs_only_itself() -> None:
     assert json.loads(done.stdout.splitlines()[-1])["shapes"]["tiny"] == {"vllm": {}}
 
 
+def test_a_package_of_ours_that_is_not_there_ends_the_run_at_once(tmp_path: Path) -> None:
+    (tmp_path / "zmq.py").write_text("raise ModuleNotFoundError(\"No module named 'zmq'\")")
+    command = [sys.executable, "bench/gpu.py", "--device", "cpu", "--scale", "small", "--shapes", "tiny"]
+    environment = _environment() | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == [
+        "Baton cannot start here, it needs its extras scheduler and worker: "
+        "ModuleNotFoundError: No module named 'zmq'"
+    ]
+
+
 def test_parts_are_measured_alone() -> None:
     command = [sys.executable, "bench/gpu.py", "--device", "cpu", "--scale", "small", "--shapes", "tiny"]
     command += ["--engines", "baton", "--parts", "first-token"]

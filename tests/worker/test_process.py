@@ -17,6 +17,7 @@ from baton_wire.link import Listener
 from baton_wire.plan import ADMISSION, APPEND, CHUNK, Plan
 from baton_wire.result import Result
 from baton_wire.transport import RouterSocket, ipc_endpoint, private_ipc_dir, wait
+from gpu_worker.process import _leave_device_alone
 from tests.support.random_checkpoints import Shape, write_checkpoint
 from tests.worker import drive
 
@@ -252,6 +253,17 @@ def test_a_device_that_hangs_ends_the_worker(step_s, limit_s, says):
     command = [sys.executable, "-c", DEVICE, str(step_s), "10", str(limit_s)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, says in done.stderr) == (70 if says else 0, True), done.stderr
+
+
+@pytest.mark.parametrize(("since_s", "naps"), [(0.0, False), (0.004, False), (0.006, True), (60, True)])
+def test_a_busy_device_is_looked_at_without_naps_at_first(since_s, naps, monkeypatch):
+    did = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "sched_yield", lambda: did.append("looked again"))
+        patch.setattr(time, "sleep", lambda _: did.append("napped"))
+        patch.setattr(time, "monotonic", lambda: 100.0 + since_s)
+        _leave_device_alone(moved_s=100.0)
+    assert did == ["napped" if naps else "looked again"]
 
 
 def test_steps_of_a_lost_session_have_no_limit():
