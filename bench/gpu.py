@@ -172,7 +172,7 @@ def _rates() -> dict[str, float]:
     command = [sys.executable, "-m", "bench.roofline"]
     done = subprocess.run(command, capture_output=True, text=True, env=_environment(None))
     if done.returncode:
-        raise SystemExit(f"no CUDA device to measure:\n{done.stderr[-800:]}")
+        raise SystemExit(f"no CUDA device to measure: {done.stderr.strip().splitlines()[-1]}")
     rates: dict[str, float] = json.loads(done.stdout)
     return rates
 
