@@ -10,6 +10,7 @@ from baton_wire.transport import default_run_dir, ipc_endpoint
 from gpu_worker.errors import ConfigError
 
 _SOCKET = "workers.ipc"
+_MAX_BLOCK_SIZE = 1 << 12
 _MAX_SLOTS = {"cpu": 1 << 16, "cuda": 1 << 12}
 # What is not given. Blocks of 64 positions: from there on attention on a GPU reads them by bulk copies.
 _DEFAULTS = {
@@ -84,6 +85,11 @@ def parse(arguments: list[str]) -> WorkerConfig:
             f"--max-num-batched-tokens {a.max_num_batched_tokens}: below --max-num-seqs {a.max_num_seqs}, "
             "but every sequence takes one token of a step"
         )
+    if a.kvcache_block_size > _MAX_BLOCK_SIZE:
+        raise ConfigError(f"--kvcache-block-size {a.kvcache_block_size}: at most {_MAX_BLOCK_SIZE}")
+    most_threads = 4 * (os.cpu_count() or 1)
+    if a.threads is not None and a.threads > most_threads:
+        raise ConfigError(f"--threads {a.threads}: at most {most_threads} on this machine")
     if a.kvcache_block_size & (a.kvcache_block_size - 1):
         raise ConfigError(f"--kvcache-block-size {a.kvcache_block_size}: not a power of two")
     dtype = ("float32" if device == "cpu" else "bfloat16") if a.dtype == "auto" else a.dtype

@@ -9,6 +9,7 @@ temperature 0 is allowed.
 """
 
 import atexit
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,9 +122,9 @@ class LLM:
         outputs: dict[int, Output] = {}
         with ProgressBar(len(prompts), show=use_tqdm) as bar:
             first = self._next
-            for prompt, one in zip(prompts, params, strict=True):
-                self.add_request(prompt, one)
             try:
+                for prompt, one in zip(prompts, params, strict=True):
+                    self.add_request(prompt, one)
                 while self._running:
                     progress = self._pump.wait()
                     done = self._take(progress, outputs)
@@ -139,10 +140,11 @@ class LLM:
         """Start a request, to be driven by `step`; return its number, with which `step` reports its end."""
         if self._closed:
             raise BatonError("this LLM has exited")
+        given = _given(prompt)
         number = self._next
         self._next += 1
         self._running[number] = ([], [])
-        self._pump.submit(number, prompt if isinstance(prompt, str) else list(prompt), sampling_params)
+        self._pump.submit(number, given, sampling_params)
         return number
 
     def step(self) -> tuple[list[tuple[int, list[int]]], int]:
@@ -213,6 +215,19 @@ class LLM:
         self._pump.cancel()
         self._running.clear()
         self._held = None
+
+
+def _given(prompt: Any) -> str | list[int]:
+    """A text or token ids, of whatever kind of row. Raises InvalidArgumentError for anything else."""
+    if isinstance(prompt, str):
+        return prompt
+    if not isinstance(prompt, bytes):
+        with contextlib.suppress(TypeError):
+            return list(prompt)
+    kind = type(prompt).__name__
+    raise InvalidArgumentError(
+        f"prompt: a text or a list of token ids is expected, not {kind}", field="prompt"
+    )
 
 
 def _spread(prompts: Any, sampling_params: Any) -> Sequence[Sampling]:

@@ -14,6 +14,8 @@ told apart by their number only: what becomes of one is never raised. Knows noth
 
 import asyncio
 import queue
+import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Self
 
@@ -23,11 +25,42 @@ import grpc.aio
 from baton.inference.v1 import inference_pb2 as pb
 from baton_client.errors import BatonError, error_of, error_of_call, error_of_status
 from baton_client.prompt import Prompt, fill_request
-from baton_client.results import Event, delta_of, finish_of
+from baton_client.results import Event, Finish, delta_of, finish_of
 from baton_client.sampling import Sampling
 
 Batch = list[tuple[int, Event | BatonError]]
 _DEFAULTS = Sampling()
+
+
+class _Open:
+    """Requests of a stream that have not ended, and whether more may come. The sending side is closed when
+    neither is so: until then a cancel still has a way to go.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: Counter[int] = Counter()
+        self._is_last = False
+        self._lock = threading.Lock()
+
+    def start(self, number: int) -> None:
+        with self._lock:
+            if self._is_last:
+                raise BatonError(f"request {number} was started after done()")
+            self._numbers[number] += 1
+
+    def done(self) -> bool:
+        """No more will come; whether that is the end, told once."""
+        with self._lock:
+            was_last, self._is_last = self._is_last, True
+            return not was_last and not self._numbers
+
+    def ended(self, batch: Batch) -> bool:
+        """Takes note of the ends in a batch; whether the last of all is among them."""
+        ends = [number for number, event in batch if isinstance(event, Finish | BatonError)]
+        with self._lock:
+            self._numbers.subtract(number for number in ends if number in self._numbers)
+            self._numbers = +self._numbers
+            return bool(ends) and self._is_last and not self._numbers
 
 
 class Mux:
@@ -40,28 +73,35 @@ class Mux:
 
     def __init__(self, open_call: Callable[[Iterator[pb.GenerateMuxRequest]], Any]) -> None:
         self._requests: queue.SimpleQueue[pb.GenerateMuxRequest | None] = queue.SimpleQueue()
+        self._open = _Open()
         self._call = open_call(iter(self._requests.get, None))
 
     def start(self, number: int, prompt: Prompt, sampling: Sampling = _DEFAULTS) -> None:
-        """Start a request under a number in [0, 2^64) that is not in use."""
-        self._requests.put(_start(number, prompt, sampling))
+        """Start a request under a number in [0, 2^64) that is not in use. BatonError after `done`."""
+        message = _start(number, prompt, sampling)
+        self._open.start(number)
+        self._requests.put(message)
 
     def cancel(self, number: int) -> None:
         """Stop a request; it ends with a CallCancelledError, unless its end was on its way already."""
         self._requests.put(_cancel(number))
 
     def done(self) -> None:
-        """No request will be started any more."""
-        self._requests.put(None)
+        """No request will be started any more; what runs may still be cancelled."""
+        if self._open.done():
+            self._requests.put(None)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
         try:
-            return _batch(next(self._call))
+            batch = _batch(next(self._call))
         except grpc.RpcError as error:
             raise error_of_call(error) from None
+        if self._open.ended(batch):
+            self._requests.put(None)
+        return batch
 
     def close(self) -> None:
         """Cancel everything; nothing happens if the stream has ended."""
@@ -80,29 +120,36 @@ class AsyncMux:
 
     def __init__(self, open_call: Callable[[AsyncIterator[pb.GenerateMuxRequest]], Any]) -> None:
         self._requests: asyncio.Queue[pb.GenerateMuxRequest | None] = asyncio.Queue()
+        self._open = _Open()
         self._call = open_call(_drain(self._requests))
         self._messages = self._call.__aiter__()
 
     def start(self, number: int, prompt: Prompt, sampling: Sampling = _DEFAULTS) -> None:
-        """Start a request under a number in [0, 2^64) that is not in use."""
-        self._requests.put_nowait(_start(number, prompt, sampling))
+        """Start a request under a number in [0, 2^64) that is not in use. BatonError after `done`."""
+        message = _start(number, prompt, sampling)
+        self._open.start(number)
+        self._requests.put_nowait(message)
 
     def cancel(self, number: int) -> None:
         """Stop a request; it ends with a CallCancelledError, unless its end was on its way already."""
         self._requests.put_nowait(_cancel(number))
 
     def done(self) -> None:
-        """No request will be started any more."""
-        self._requests.put_nowait(None)
+        """No request will be started any more; what runs may still be cancelled."""
+        if self._open.done():
+            self._requests.put_nowait(None)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Batch:
         try:
-            return _batch(await self._messages.__anext__())
+            batch = _batch(await self._messages.__anext__())
         except grpc.aio.AioRpcError as error:
             raise error_of(error.code(), error.details(), error.trailing_metadata()) from None
+        if self._open.ended(batch):
+            self._requests.put_nowait(None)
+        return batch
 
     async def aclose(self) -> None:
         """Cancel everything; nothing happens if the stream has ended."""

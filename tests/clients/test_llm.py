@@ -110,6 +110,15 @@ def test_one_bad_prompt_cancels_the_call_and_harms_nothing_else(llm):
     assert len(output["token_ids"]) == 32
 
 
+@pytest.mark.parametrize("bad", [None, 5, b"ids"])
+def test_what_is_no_prompt_harms_nothing_else(llm, bad):
+    with pytest.raises(InvalidArgumentError, match=r"^prompt: .* not (NoneType|int|bytes)$"):
+        llm.generate(["A plan is", bad], GREEDY, use_tqdm=False)
+    assert llm.is_finished()
+    (output,) = llm.generate([range(1, 4)], GREEDY, use_tqdm=False)
+    assert output["token_ids"]
+
+
 @pytest.mark.parametrize(
     ("prompts", "params", "field"),
     [

@@ -9,6 +9,8 @@ import pytest
 
 from baton_client import (
     AsyncClient,
+    BatonError,
+    CallCancelledError,
     Client,
     DeadlineError,
     Delta,
@@ -72,6 +74,24 @@ def test_events_come_under_their_numbers(batches, server):
 def test_a_cancel_reaches_the_server(batches, server):
     batches(server.address, lambda mux: mux.cancel(7))
     assert server.service.requests[-1].cancel.id == 7
+
+
+def test_a_cancel_after_done_still_ends_its_request(batches, stack):
+    """Of two that run; the stream ends with the last of them."""
+    seen, long = [], Sampling(max_tokens=1500, ignore_eos=True)
+
+    def act(mux):
+        mux.start(1, "A plan is", long)
+        mux.start(2, "A slot is", Sampling(max_tokens=40, ignore_eos=True))
+        mux.done()
+        with pytest.raises(BatonError, match="request 3 was started after done"):
+            mux.start(3, "Too late", long)
+        mux.cancel(1)
+
+    for batch in batches(stack.address, act):
+        seen += batch
+    ends = {number: event for number, event in seen if not isinstance(event, Delta)}
+    assert isinstance(ends[1], CallCancelledError) and isinstance(ends[2], Finish)
 
 
 def test_an_error_is_an_event_with_all_its_details(batches, server):

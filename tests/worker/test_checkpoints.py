@@ -201,6 +201,12 @@ def test_places_that_are_no_checkpoint(tmp_path):
         (["--model", "MODEL", "--max-model-len", "100000"], 64, "--max-model-len 100000"),
         (["--model", "MODEL", "--max-num-batched-tokens", "5"], 64, "--max-num-batched-tokens 5"),
         (["--model", "MODEL", "--kvcache-block-size", "24"], 64, "--kvcache-block-size 24"),
+        (
+            ["--model", "MODEL", "--kvcache-block-size", "65536"],
+            64,
+            "--kvcache-block-size 65536: at most 4096",
+        ),
+        (["--model", "MODEL", "--threads", "100000"], 64, "--threads 100000: at most"),
         (["--model", "MODEL", "--num-kvcache-blocks", "1000000000"], 64, "--num-kvcache-blocks 1000000000"),
         (["--model", "MODEL", "--connect", "tcp://127.0.0.1:1"], 64, "plain tcp is refused"),
         (["--model", "MODEL", "--load-timeout-s", "0.000001"], 70, "loading the weights took longer than"),
