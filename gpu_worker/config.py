@@ -10,8 +10,8 @@ from baton_wire.transport import default_run_dir, ipc_endpoint
 from gpu_worker.errors import ConfigError
 
 _SOCKET = "workers.ipc"
-_MAX_BLOCK_SIZE = 1 << 12
-_MAX_SLOTS = {"cpu": 1 << 16, "cuda": 1 << 12}
+_MAX_BLOCK_SIZE = 1 << 12  # beyond, the scheduler refuses a worker
+_MAX_SLOTS = {"cpu": 1 << 16, "cuda": 1 << 12}  # on CUDA as `baton_kernels.decode_plan.MAX_ROWS`
 # What is not given. Blocks of 64 positions: from there on attention on a GPU reads them by bulk copies.
 _DEFAULTS = {
     "cpu": {"max_num_seqs": 64, "max_num_batched_tokens": 2048, "kvcache_block_size": 16},

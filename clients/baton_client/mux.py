@@ -33,8 +33,9 @@ _DEFAULTS = Sampling()
 
 
 class _Open:
-    """Requests of a stream that have not ended, and whether more may come. The sending side is closed when
-    neither is so: until then a cancel still has a way to go.
+    """Requests of a stream that have not ended, and whether more may come.
+
+    The sending side is closed when neither is so: until then a cancel still has a way to go.
     """
 
     def __init__(self) -> None:
@@ -57,10 +58,14 @@ class _Open:
     def ended(self, batch: Batch) -> bool:
         """Takes note of the ends in a batch; whether the last of all is among them."""
         ends = [number for number, event in batch if isinstance(event, Finish | BatonError)]
+        if not ends:
+            return False
         with self._lock:
-            self._numbers.subtract(number for number in ends if number in self._numbers)
-            self._numbers = +self._numbers
-            return bool(ends) and self._is_last and not self._numbers
+            for number in ends:
+                self._numbers[number] -= 1
+                if self._numbers[number] <= 0:
+                    del self._numbers[number]
+            return self._is_last and not self._numbers
 
 
 class Mux:

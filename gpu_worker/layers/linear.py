@@ -108,15 +108,14 @@ class GateUp(Linear):
 
     def prepare(self) -> None:
         if self.takes_turns():
-            self.weight.copy_(
-                reference.in_turns(self.weight, reference.TURNS)
-            )  # in place: others may hold it
+            # in place: others may hold it
+            self.weight.copy_(reference.in_turns(self.weight, reference.TURNS))
             self.turns = reference.TURNS
         super().prepare()
 
     def activated(self, x: Tensor, eps: float | None = None) -> Tensor:
         """silu(gate) · up [rows, size] of x, or with `eps` of x / rms(x)."""
-        if self.turns and (self._invariant or ops.gates(x, self.weight)):
+        if self.turns and (self._invariant or ops.gates(x)):
             return ops.gated_product(x, self.weight, self.turns, eps)
         return ops.silu_mul(self(x), self.turns, None if eps is None else (x, eps))
 
