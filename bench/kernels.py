@@ -70,8 +70,8 @@ def ceilings() -> Measures:
 
 
 DECODE_TILES = {
-    16: [DecodeTile(64, 2, 3, 4), DecodeTile(64, 2, 5, 3), DecodeTile(32, 2, 5, 4), DecodeTile(32, 2, 7, 4)],
-    64: [DecodeTile(32, 2, 5, 4, True), DecodeTile(32, 2, 4, 6, True), DecodeTile(64, 4, 4, 4, True)],
+    16: [DecodeTile(64, 2, 3, 4), DecodeTile(32, 2, 5, 4), DecodeTile(16, 1, 5, 8, True)],
+    64: [DecodeTile(32, 2, 5, 4, True), DecodeTile(16, 1, 5, 8, True), DecodeTile(64, 4, 4, 4, True)],
 }
 
 

@@ -55,7 +55,7 @@ class Linear(Layer):
     def __call__(self, x: Tensor) -> Tensor:
         if self._reads_rows(x):
             return ops.product(x, self.weight)
-        if self._is_ours(x):
+        if self._invariant or ops.some(x):
             return ops.invariant_product(x, self.weight, self.bias, None)
         if self._packed is None:
             return linear(x, self.weight, self.bias)
@@ -68,7 +68,7 @@ class Linear(Layer):
             return ops.product(x, self.weight, residual=residual)
         if not self._invariant and self.bias is None and ops.narrow(x, self.weight):
             return ops.narrow_product(x, self.weight, residual)
-        if self._is_ours(x):
+        if self._invariant or ops.some_added(x, self.weight):
             return ops.invariant_product(x, self.weight, self.bias, residual)
         if self._packed is None and self.bias is None and not ops.adds_apart(x, self.weight):
             return residual.addmm_(x, self.weight.T)
@@ -84,9 +84,6 @@ class Linear(Layer):
 
     def _reads_rows(self, x: Tensor) -> bool:
         return ops.few(x) and not self._invariant and self.bias is None
-
-    def _is_ours(self, x: Tensor) -> bool:
-        return self._invariant or ops.some(x, self.weight)
 
 
 class GateUp(Linear):

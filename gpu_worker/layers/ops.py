@@ -11,24 +11,27 @@ from baton_kernels.reference import RmsOf
 # Up to so many rows, on CUDA, products that read weights row by row beat cuBLAS (H200, Qwen3-0.6B: 1 row 0.89
 # against 1.55 ms a token, 4 rows 1.50 against 1.42).
 FEW_ROWS = 2
-# Up to so many rows, of weights up to so large, our products by matrix instructions do, for they are launched
-# early (H200, µs of a layer's four products, Qwen3-0.6B: 4 rows 24 against 34, 8 rows 24 against 24, but the
-# kernels between them wait less; Qwen3-8B: the library's are better at any number).
-SOME_ROWS = 16
+# Up to so many rows our products by matrix instructions do, which are launched early; where they add to a
+# residual, up to more if weights are small. H100, µs, ours launched early against the library's. Qwen3-0.6B:
+# 64 rows: qkv 4.7, 5.9, out 4.5, 7.5, gate and up with the activation 7.5, 9.0, down 5.6, 8.6; 256 rows: 6.1,
+# 6.7, 5.5, 7.9, 10.9, 10.1, 7.6, 10.4; 1,024 rows: 14.2, 14.4, 9.7, 12.2, 26.4, 26.6, 13.5, 15.8. Qwen3-8B,
+# all of a layer: 16 rows 144, 159, 64 rows 154, 167, 128 rows 166, 171, 256 rows 199, 197.
+SOME_ROWS = 128
+ADDED_ROWS = 1024
 SMALL_WEIGHT = 1 << 23
 # Up to so many rows, where a small weight has few outputs, another kernel of ours is better still: all of the
 # weight is on its way before x is there (H100, 8 rows, µs with the addition, this, ours by `some`, library's:
 # out 4.1, 6.1, 5.9, down 4.8, 8.2, 7.2; products with many outputs, as qkv, lose by it).
 NARROW_ROWS = 16
-# Up to so many rows our product of gate and up does the activation that follows, where these take turns
-# (H100, 64 rows, Qwen3-0.6B: 1.914 against 1.949 ms a token).
-GATED_ROWS = 64
+# Up to so many rows our product of gate and up does the activation that follows, where these take turns.
+GATED_ROWS = 128
 # From so many rows on, of larger weights, cuBLAS takes longer to add to a residual than an addition by itself
 # does (H200, Qwen3-8B, 8,192 rows, µs: out 402 against 350 + 48, down 1,157 against 1,027 + 48).
 MANY_ROWS = 2048
-# Up to so many rows our kernels are launched before those they depend on are through (H200, Qwen3-0.6B: 1
-# row 0.89 against 1.07 ms a token, 64 rows 1.86 against 1.87, 256 rows 3.95 against 3.89). 0 turns it off.
-DEPENDENT_ROWS = 64
+# Whether our kernels are launched before those they depend on are through. Qwen3-0.6B, ms, H100: 64 rows 1.72
+# for 1.72, 256 rows 4.49 for 4.57, a prompt of 8,000 tokens 29.5 for 30.4, a known one 3.1 for 3.7; H200: a
+# row 0.89 for 1.07.
+EARLY = True
 
 
 @cache
@@ -53,9 +56,14 @@ def few(x: Tensor) -> bool:
     return on_gpu(x) and x.shape[0] <= FEW_ROWS
 
 
-def some(x: Tensor, weight: Tensor) -> bool:
-    """Whether products of `x` with `weight` are best our own by matrix instructions."""
-    return on_gpu(x) and x.shape[0] <= SOME_ROWS and weight.numel() <= SMALL_WEIGHT
+def some(x: Tensor) -> bool:
+    """Whether products of `x` are best our own by matrix instructions."""
+    return on_gpu(x) and x.shape[0] <= SOME_ROWS
+
+
+def some_added(x: Tensor, weight: Tensor) -> bool:
+    """The same where they are added to a residual."""
+    return on_gpu(x) and x.shape[0] <= (ADDED_ROWS if weight.numel() <= SMALL_WEIGHT else SOME_ROWS)
 
 
 def narrow(x: Tensor, weight: Tensor) -> bool:
@@ -78,7 +86,7 @@ def adds_apart(x: Tensor, weight: Tensor) -> bool:
 
 def early(x: Tensor) -> bool:
     """Whether kernels over the rows of `x` are launched early."""
-    return on_gpu(x) and x.shape[0] <= DEPENDENT_ROWS
+    return EARLY and on_gpu(x)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

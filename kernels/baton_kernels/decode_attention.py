@@ -275,23 +275,23 @@ def decode_attention(
     with for these rows. With `pdl`, an ordinary launch lies between that plan and this one. Rows that see
     nothing keep what `out` held.
     """
-    _, heads, head_dim = q.shape
+    rows, heads, head_dim = q.shape
     _, kv_heads, block_size, _ = keys.shape
     assert q.is_contiguous() and keys.stride() == values.stride() and keys.stride(3) == 1
     assert block_size == work.block_size and work.arrived.shape == (len(work.seen), kv_heads)
-    assert not work.described or keys.is_contiguous()
+    tile, described = work.tile(rows), work.described(rows)
+    assert not described or keys.is_contiguous()
     out = torch.empty_like(q) if out is None else out
     pdl = dependent(pdl, q.device)
     group = heads // kv_heads
     together = triton.next_power_of_2(group)
-    tile = work.tile
-    decode_attention_kernel[(work.lanes * kv_heads,)](
+    decode_attention_kernel[(work.lanes(rows) * kv_heads,)](
         q,
-        describe(keys, tile.keys) if work.described else keys,
-        describe(values, tile.keys) if work.described else values,
+        describe(keys.view(-1, head_dim), tile.keys, head_dim) if described else keys,
+        describe(values.view(-1, head_dim), tile.keys, head_dim) if described else values,
         out,
         block_table,
-        work.tiles,
+        work.listed,
         work.ranges,
         work.count,
         work.first,
@@ -313,7 +313,7 @@ def decode_attention(
         TOGETHER=together,
         BLOCK=max(1, _COMBINE // together),
         CHUNKED=work.chunk is not None,
-        DESCRIBED=work.described,
+        DESCRIBED=described,
         PDL=pdl,
         num_warps=tile.warps,
         num_stages=tile.stages,

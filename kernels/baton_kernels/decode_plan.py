@@ -39,7 +39,7 @@ class DecodeWork:
 
     seen: Tensor
     slots: Tensor
-    tiles: Tensor  # int32 [most tiles, FIELDS]
+    listed: Tensor  # int32 [most tiles, FIELDS]
     ranges: Tensor  # int32 [most ranges + 1]: first tile of each, and where the last one ends
     count: Tensor  # int32 [1], of ranges that hold something
     first: Tensor  # int32 [rows]: where a row's segments start in `partial` …
@@ -47,9 +47,9 @@ class DecodeWork:
     partial: Tensor  # float32 [most segments, heads, head_dim]
     weight: Tensor  # float32 [most segments, heads], log2 of the sum of exponentials
     arrived: Tensor  # int32 [rows, kv_heads], zero between launches
-    tile: DecodeTile
+    tiles: tuple[DecodeTile, ...]  # by the number of rows; the last for any
     block_size: int
-    lanes: int  # programs for each key head
+    processors: int
     chunk: int | None  # positions of a range, or None for equal shares
 
     @staticmethod
@@ -66,13 +66,15 @@ class DecodeWork:
     ) -> "DecodeWork":
         """Space for `rows` sequences of up to `max_length` positions.
 
-        `chunk` (say, CHUNK) makes a row's bits the same in a batch of any size.
+        `chunk` (say, CHUNK) makes a row's bits the same in a batch of any size, with one tile for all.
         """
         device = torch.device(device)
         capability, processors = machine(device)
-        tile = tile or tiles(capability).decode_for(block_size, head_dim)
-        assert rows <= MAX_ROWS and (chunk or tile.keys) % tile.keys == 0 and tile.keys < LAST.value
-        lanes = max(1, processors * tile.programs // kv_heads)
+        fit = (tile,) if tile else tiles(capability).decode_for(block_size, head_dim)
+        fit = fit[:1] if chunk else fit
+        assert rows <= MAX_ROWS
+        assert all((chunk or tile.keys) % tile.keys == 0 and tile.keys < LAST.value for tile in fit)
+        lanes = max(_lanes(processors, tile, kv_heads) for tile in fit)
         most_ranges = rows * triton.cdiv(max_length, chunk) if chunk else 2 * lanes
         segments = most_ranges if chunk else rows + lanes
 
@@ -82,7 +84,7 @@ class DecodeWork:
         return DecodeWork(
             seen=numbers(rows),
             slots=numbers(rows),
-            tiles=numbers(rows * triton.cdiv(max_length, tile.keys), FIELDS.value),
+            listed=numbers(rows * triton.cdiv(max_length, min(tile.keys for tile in fit)), FIELDS.value),
             ranges=numbers(most_ranges + 1),
             count=numbers(1),
             first=numbers(rows),
@@ -90,16 +92,29 @@ class DecodeWork:
             partial=torch.empty((segments, heads, head_dim), dtype=torch.float32, device=device),
             weight=torch.empty((segments, heads), dtype=torch.float32, device=device),
             arrived=numbers(rows, kv_heads),
-            tile=tile,
+            tiles=fit,
             block_size=block_size,
-            lanes=lanes,
+            processors=processors,
             chunk=chunk,
         )
 
-    @property
-    def described(self) -> bool:
+    def tile(self, rows: int) -> DecodeTile:
+        """Of a step of so many rows."""
+        fit = (tile for tile in self.tiles if tile.most_rows is None or rows <= tile.most_rows)
+        return next(fit, self.tiles[-1])
+
+    def lanes(self, rows: int) -> int:
+        """Programs for each key head."""
+        return _lanes(self.processors, self.tile(rows), self.arrived.shape[1])
+
+    def described(self, rows: int) -> bool:
         """Whether keys come by the bulk copy engine: a tile then lies in one block."""
-        return self.tile.described and self.block_size % self.tile.keys == 0
+        tile = self.tile(rows)
+        return tile.described and self.block_size % tile.keys == 0
+
+
+def _lanes(processors: int, tile: DecodeTile, kv_heads: int) -> int:
+    return max(1, processors * tile.programs // kv_heads)
 
 
 @triton.jit
@@ -185,25 +200,25 @@ def plan(work: DecodeWork, rows: int, block_table: Tensor) -> None:
 
     block_table: int32 [slots, blocks]. Nothing waits for the device; fit for graph capture.
     """
-    keys = work.tile.keys
+    keys = work.tile(rows).keys
     plan_kernel[(rows,)](
         work.seen,
         work.slots,
         block_table,
-        work.tiles,
+        work.listed,
         work.ranges,
         work.count,
         work.first,
         work.parts,
         rows,
-        work.lanes,
+        work.lanes(rows),
         block_table.stride(0),
         KV_HEADS=work.arrived.shape[1],
         BLOCK_SIZE=work.block_size,
         KEYS=keys,
         CHUNK_TILES=work.chunk // keys if work.chunk else 0,
         LEAST_TILES=triton.cdiv(_LEAST_POSITIONS, keys),
-        DESCRIBED=work.described,
+        DESCRIBED=work.described(rows),
         ROWS_PADDED=triton.next_power_of_2(rows),
         BLOCK=_TILES_TOGETHER,
         num_warps=4,

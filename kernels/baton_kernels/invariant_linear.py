@@ -1,50 +1,32 @@
 """y = x · weightᵀ + bias in which a row's bits do not depend on how many rows there are.
 
-Outputs take the place that rows have in a usual product: they fill the height of a matrix instruction, which
-is fixed, and rows its width, which may be anything. So one row and 8,192 run the same instructions over the
-inputs in the same order; only how many rows share a tile differs, and a row does not feel its neighbours.
-Libraries choose other code, and other sums, for other numbers of rows.
+A sum goes over the inputs in one order, a matrix instruction's worth at a time, whatever the tile: tiles
+differ in how many rows and outputs share one, and in which of the two are the height of an instruction, and a
+row does not feel its neighbours. With few rows outputs are the height, which is fixed, and rows the width,
+which may be anything. Libraries choose other code, and other sums, for other numbers of rows.
 
 Where outputs are gate and up of a feed-forward in turns, silu(gate) · up can be all that is written: both
 outputs of a unit are in one thread. The division by rms of x that a folded norm has left to do is done there
 too, by sums over the same tiles of x that the products are of.
 """
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from baton_kernels.launch import INTERPRETED, dependent, let_downstream, machine, wait_upstream
+from baton_kernels.invariant_tile import InvariantTile, invariant_tile
+from baton_kernels.launch import (
+    INTERPRETED,
+    dependent,
+    describable,
+    describe,
+    let_downstream,
+    machine,
+    wait_upstream,
+)
 
 _ROW_TILES = 8  # of rows that walk over the outputs together, so that what they share is still in the cache
-
-
-@dataclass(frozen=True, slots=True)
-class InvariantTile:
-    """Outputs (64 fill an instruction), rows, inputs at a time, warps, pipeline stages."""
-
-    outputs: int
-    rows: int
-    inputs: int
-    warps: int
-    stages: int
-
-
-def invariant_tile(rows: int, capability: int, divide: bool = False) -> InvariantTile:
-    """For so many rows. Tiles differ in how work is shared out, never in a row's sum.
-
-    `divide`: by the rms of x, whose sum is over as many inputs at a time in all tiles of a machine.
-    """
-    if capability in (86, 89):  # shared memory is small
-        return InvariantTile(64, min(64, max(16, triton.next_power_of_2(rows))), 64, 4, 3)
-    if rows <= 64:
-        return InvariantTile(64, max(16, triton.next_power_of_2(rows)), 128, 4, 4)
-    if rows <= 512 or (divide and capability < 90):  # there too many registers would be needed
-        return InvariantTile(64, 64, 128, 4, 4)
-    return InvariantTile(128, 128, 128 if divide else 64, 8, 3)
 
 
 @triton.jit
@@ -59,14 +41,39 @@ def _tile(rows, outputs, BLOCK_ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr, TOGE
 
 
 @triton.jit
+def _load(
+    ptr,
+    line,
+    known,
+    stride,
+    first,
+    start,
+    INPUTS: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+):
+    """Lines from `first` on of x or the weight, inputs from `start` on: zero beyond either's end."""
+    if DESCRIBED:
+        loaded = ptr.load([first, start])
+    else:
+        column = tl.arange(0, BLOCK_IN)
+        ptr += line.to(tl.int64)[:, None] * stride + column[None, :] + start
+        mask = known[:, None]
+        if INPUTS % BLOCK_IN != 0:
+            mask &= (column < INPUTS - start)[None, :]
+        loaded = tl.load(ptr, mask=mask, other=0.0)
+    return loaded.to(tl.float32) if INTERPRETED else loaded
+
+
+@triton.jit
 def _gate_and_up(total, BLOCK_OUT: tl.constexpr, BLOCK_ROWS: tl.constexpr, TURNS: tl.constexpr):
-    """Gates and ups, [BLOCK_OUT / 2, BLOCK_ROWS] each, of outputs in turns.
+    """Gates and ups, [BLOCK_ROWS, BLOCK_OUT / 2] each, of outputs in turns.
 
     With turns of 8 both of a unit are in one thread already, so nothing moves.
     """
-    pairs = total.reshape(BLOCK_OUT // (2 * TURNS), 2, TURNS, BLOCK_ROWS)
-    gate, up = tl.split(tl.permute(pairs, (0, 2, 3, 1)))
-    return gate.reshape(BLOCK_OUT // 2, BLOCK_ROWS), up.reshape(BLOCK_OUT // 2, BLOCK_ROWS)
+    pairs = total.reshape(BLOCK_ROWS, BLOCK_OUT // (2 * TURNS), 2, TURNS)
+    gate, up = tl.split(tl.permute(pairs, (0, 1, 3, 2)))
+    return gate.reshape(BLOCK_ROWS, BLOCK_OUT // 2), up.reshape(BLOCK_ROWS, BLOCK_OUT // 2)
 
 
 @triton.jit
@@ -89,51 +96,50 @@ def invariant_linear_kernel(
     ADD: tl.constexpr,
     TURNS: tl.constexpr,
     DIVIDE: tl.constexpr,
+    ROWS_HIGH: tl.constexpr,
+    DESCRIBED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Program: BLOCK_OUT outputs of BLOCK_ROWS rows.
 
-    TURNS: of gate and up in the outputs, 0 for other outputs; DIVIDE: both by the rms of x's rows.
+    TURNS: of gate and up in the outputs, 0 for other outputs; DIVIDE: both by the rms of x's rows;
+    DESCRIBED: x and weight come as descriptors, not pointers.
     """
     first_row, first_output = _tile(rows, outputs, BLOCK_ROWS, BLOCK_OUT, TOGETHER)
     row = first_row + tl.arange(0, BLOCK_ROWS)
     output = first_output + tl.arange(0, BLOCK_OUT)
-    column = tl.arange(0, BLOCK_IN)
     known, inside = row < rows, output < outputs
-    weight_ptr += output.to(tl.int64)[:, None] * INPUTS + column[None, :]
-    x_ptr += row.to(tl.int64)[None, :] * x_stride + column[:, None]
-    total = tl.zeros([BLOCK_OUT, BLOCK_ROWS], tl.float32)
-    squares = tl.zeros([BLOCK_IN, BLOCK_ROWS], tl.float32)
+    total = tl.zeros([BLOCK_ROWS, BLOCK_OUT] if ROWS_HIGH else [BLOCK_OUT, BLOCK_ROWS], tl.float32)
+    squares = tl.zeros([BLOCK_ROWS, BLOCK_IN], tl.float32)
     let_downstream(PDL)
     wait_upstream(PDL)
     for start in range(0, INPUTS, BLOCK_IN):
-        if INPUTS % BLOCK_IN == 0:
-            weight = tl.load(weight_ptr + start, mask=inside[:, None], other=0.0)
-            x = tl.load(x_ptr + start, mask=known[None, :], other=0.0)
+        weight = _load(
+            *(weight_ptr, output, inside, INPUTS, first_output, start, INPUTS, BLOCK_IN, DESCRIBED)
+        )
+        x = _load(x_ptr, row, known, x_stride, first_row, start, INPUTS, BLOCK_IN, DESCRIBED)
+        if ROWS_HIGH:
+            total = tl.dot(x, weight.T, total, input_precision="ieee")
         else:
-            left = column < INPUTS - start
-            weight = tl.load(weight_ptr + start, mask=inside[:, None] & left[None, :], other=0.0)
-            x = tl.load(x_ptr + start, mask=known[None, :] & left[:, None], other=0.0)
-        if INTERPRETED:
-            weight, x = weight.to(tl.float32), x.to(tl.float32)
-        total = tl.dot(weight, x, total, input_precision="ieee")
+            total = tl.dot(weight, x.T, total, input_precision="ieee")
         if DIVIDE:
             wide = x.to(tl.float32)
             squares += wide * wide
+    if not ROWS_HIGH:
+        total = tl.trans(total)
     if TURNS > 0:
         gate, up = _gate_and_up(total, BLOCK_OUT, BLOCK_ROWS, TURNS)
         if DIVIDE:
-            unit = tl.rsqrt(tl.sum(squares, 0) / INPUTS + eps)[None, :]
+            unit = tl.rsqrt(tl.sum(squares, 1) / INPUTS + eps)[:, None]
             gate, up = gate * unit, up * unit
         total = gate / (1.0 + tl.exp(-gate)) * up
         outputs = outputs // 2
         output = first_output // 2 + tl.arange(0, BLOCK_OUT // 2)
         inside = output < outputs
     if BIAS:
-        total += tl.load(bias_ptr + output, mask=inside, other=0.0).to(tl.float32)[:, None]
+        total += tl.load(bias_ptr + output, mask=inside, other=0.0).to(tl.float32)[None, :]
     place = row.to(tl.int64)[:, None] * outputs + output[None, :]
     mask = known[:, None] & inside[None, :]
-    total = tl.trans(total)
     if ADD:
         total += tl.load(residual_ptr + place, mask=mask, other=0.0).to(tl.float32)
     tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=mask)
@@ -160,7 +166,12 @@ def invariant_linear(
     """
     rows, (outputs, inputs) = x.shape[0], weight.shape
     assert weight.is_contiguous() and x.shape[1] == inputs and x.stride(1) == 1
-    tile = tile or invariant_tile(rows, machine(x.device)[0], eps is not None)
+    divide, capability = eps is not None, machine(x.device)[0]
+    bulk = capability >= 90 and x.itemsize == 2 and describable(x) and describable(weight)
+    # without, a sum for the rms of odd rows is as tiles are high
+    same_sum = bulk or (inputs % 16 == 0 and x.stride(0) % 16 == 0)
+    height = rows if same_sum or not divide else min(rows, 16)
+    tile = tile or invariant_tile(height, outputs, inputs, capability, bulk=bulk, divide=divide)
     if turns:
         assert outputs % (2 * turns) == 0 and tile.outputs % (2 * turns) == 0
         assert bias is None and residual is None
@@ -169,8 +180,8 @@ def invariant_linear(
     out = torch.empty((rows, columns), dtype=x.dtype, device=x.device) if out is None else out
     pdl = dependent(pdl, x.device)
     invariant_linear_kernel[(triton.cdiv(rows, tile.rows) * triton.cdiv(outputs, tile.outputs),)](
-        x,
-        weight,
+        describe(x, tile.rows, tile.inputs) if tile.described else x,
+        describe(weight, tile.outputs, tile.inputs) if tile.described else weight,
         weight if bias is None else bias,
         out if residual is None else residual,
         out,
@@ -186,7 +197,9 @@ def invariant_linear(
         BIAS=bias is not None,
         ADD=residual is not None,
         TURNS=turns,
-        DIVIDE=eps is not None,
+        DIVIDE=divide,
+        ROWS_HIGH=tile.rows_high,
+        DESCRIBED=tile.described,
         PDL=pdl,
         num_warps=tile.warps,
         num_stages=tile.stages,

@@ -43,10 +43,15 @@ def dependent(pdl: bool, device: torch.device) -> bool:
     return pdl and device.type == "cuda" and machine(device)[0] >= 90
 
 
-def describe(cache: Tensor, keys: int) -> TensorDescriptor:
-    """The cache as lines of a position and head, for the bulk copy engine."""
-    lines, head_dim = cache.numel() // cache.shape[3], cache.shape[3]
-    return TensorDescriptor(cache, [lines, head_dim], [head_dim, 1], [keys, head_dim])
+def describable(lines: Tensor) -> bool:
+    """Whether the bulk copy engine can read tiles of `lines` [lines, columns]: it counts in 16 bytes."""
+    stride = lines.stride(0) * lines.itemsize
+    return stride % 16 == 0 and lines.data_ptr() % 16 == 0
+
+
+def describe(lines: Tensor, height: int, width: int) -> TensorDescriptor:
+    """`lines` for the bulk copy engine, which brings tiles of so many lines and columns."""
+    return TensorDescriptor(lines, list(lines.shape), list(lines.stride()), [height, width])
 
 
 @triton.jit

@@ -354,8 +354,8 @@ def prefill_attention(
     described = tile.described and block_size % tile.keys == 0 and keys.is_contiguous()
     prefill_attention_kernel[(kv_heads, len(work.items))](
         q,
-        describe(keys, tile.keys) if described else keys,
-        describe(values, tile.keys) if described else values,
+        describe(keys.view(-1, head_dim), tile.keys, head_dim) if described else keys,
+        describe(values.view(-1, head_dim), tile.keys, head_dim) if described else values,
         out,
         block_table,
         work.items,

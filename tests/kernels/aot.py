@@ -49,14 +49,15 @@ class Compiled:
     def summed(self) -> tuple[int, ...]:
         """How the dimension that is summed over is shared out, which is what the order of a sum depends on.
 
-        Its length, and in how many the elements of a thread, the lanes of a warp and the warps come.
+        The last one: its length, and in how many the elements of a thread, the lanes of a warp and the warps
+        come.
         """
-        found = re.search(r'"tt\.reduce"[\s\S]*?: \(tensor<(\d+)x\d+xf32, (#\w+)>\)', self.ttgir)
+        found = re.search(r'"tt\.reduce"[\s\S]*?: \(tensor<\d+x(\d+)xf32, (#\w+)>\)', self.ttgir)
         assert found is not None, self.kernel
         length, name = found.groups()
         layout = re.search(rf"^{name} = #ttg\.blocked<.*$", self.ttgir, re.MULTILINE)
         assert layout is not None, name
-        shares = re.findall(r"\w+(?:Thread|Warp|CTA) = \[(\d+), \d+\]", layout[0])
+        shares = re.findall(r"\w+(?:Thread|Warp|CTA) = \[\d+, (\d+)\]", layout[0])
         assert len(shares) == 3, layout[0]
         return int(length), *map(int, shares)
 

@@ -53,11 +53,11 @@ class Table:
         }.get(name, numbers(SLOTS, dtype=torch.int64))
 
 
-def decode(heads, kv_heads, head_dim, block_size, pdl=False):
-    cache, q = bf16(64, kv_heads, block_size, head_dim), bf16(SLOTS, heads, head_dim)
+def decode(heads, kv_heads, head_dim, block_size, rows=SLOTS, pdl=False):
+    cache, q = bf16(64, kv_heads, block_size, head_dim), bf16(rows, heads, head_dim)
     work = DecodeWork.make(SLOTS, heads, kv_heads, head_dim, block_size, 4096, CPU)
     table = numbers(SLOTS, 256)
-    plan(work, SLOTS, table)
+    plan(work, rows, table)
     decode_attention(q, cache, cache, table, work, head_dim**-0.5, pdl=pdl)
 
 
@@ -196,24 +196,26 @@ def test_narrow_linear(outputs, inputs):
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_decode_attention(capability):
+@pytest.mark.parametrize("rows", [8, SLOTS])
+def test_decode_attention(rows, capability):
     for shape in ((16, 8, 128, 16), (32, 8, 128, 64), (8, 8, 256, 16)):
-        kernel = compiled(decode, capability, *shape)["decode_attention_kernel"]
-        tile = tiles(capability).decode_for(shape[3], shape[2])
+        kernel = compiled(decode, capability, *shape, rows)["decode_attention_kernel"]
+        fit = tiles(capability).decode_for(shape[3], shape[2])
+        tile = next(tile for tile in fit if tile.most_rows is None or rows <= tile.most_rows)
         assert kernel.registers * 32 * tile.warps * tile.programs <= REGISTERS, (kernel, tile)
         assert (kernel.shared_bytes + RESERVED_BYTES) * tile.programs <= SHARED_BYTES[capability], (
             kernel,
             tile,
         )
         assert kernel.count(r"mma\.sync"), "matrix instructions"
-        assert kernel.count(r"cp\.async\.c[ag]"), "keys and values arrive while others are in use"
+        assert kernel.count(r"cp\.async\.(?:c[ag]|bulk)"), "keys and values arrive while others are in use"
         assert kernel.count(r"atom\.[\w.]*acq_rel|atom\.acq_rel"), "the last to arrive sees what others wrote"
 
 
 @pytest.mark.parametrize("block_size", [16, 64])
 def test_decode_attention_before_it_waits(block_size):
     """Only a few words of the step's list are read, and nothing is written."""
-    shape = (16, 8, 128, block_size, True)
+    shape = (16, 8, 128, block_size, SLOTS, True)
     kernel = compiled(decode, 90, *shape)["decode_attention_kernel"]
     assert kernel.ptx.index("launch_dependents") < kernel.ptx.index("griddepcontrol.wait")
     waits = 2  # with work, and without

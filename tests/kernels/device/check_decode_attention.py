@@ -20,7 +20,7 @@ def work_for(lengths, shape, device, chunk):
     work = DecodeWork.make(rows, heads, kv_heads, head_dim, block_size, longest, device, chunk)
     for scratch in (work.partial, work.weight):
         poison(scratch)
-    work.tiles.fill_(-1)
+    work.listed.fill_(-1)
     work.ranges.fill_(-1)
     work.seen.copy_(torch.tensor(lengths))
     work.slots.copy_(torch.arange(len(lengths)))
@@ -49,7 +49,7 @@ def shapes(full):
 def cache_for(lengths, shape, dtype, device):
     """What lies behind a sequence's end is no number where it is masked, and finite where tiles cover it."""
     _, kv_heads, head_dim, block_size = shape
-    described = work_for([1], shape, device, None).described
+    described = work_for(lengths, shape, device, None).described(len(lengths))
     behind = torch.finfo(dtype).max if described else torch.nan
     return paged(lengths, kv_heads, head_dim, block_size, dtype, device, behind)
 
@@ -80,17 +80,19 @@ def test_against_float64(which, chunked, dtype, device, full):
             assert out[row].isnan().all()
 
 
+@pytest.mark.parametrize("others", [9, 60])
 @pytest.mark.parametrize("chunk", [None, 64])
-def test_the_plan_lists_every_tile_once(chunk, device, full):
-    """Beside a plan made row by row."""
+def test_the_plan_lists_every_tile_once(chunk, others, device, full):
+    """Beside a plan made row by row; many rows can have another tile than few."""
     shape = (16, 8, 128, 64)
-    lengths = [0, 1, 700, 0, 64, 65, 2000, 33, 0, *torch.randint(0, 900, (9,)).tolist()]
+    lengths = [0, 1, 700, 0, 64, 65, 2000, 33, 0, *torch.randint(0, 900, (others,)).tolist()]
     table = torch.randperm(32 * len(lengths), device=device).to(torch.int32).view(len(lengths), 32)
     work = work_for(lengths, shape, device, chunk)
     plan(work, len(lengths), table)
-    keys, lines = work.tile.keys, shape[1] * shape[3]
+    rows = len(lengths)
+    keys, lines = work.tile(rows).keys, shape[1] * shape[3]
     total = sum(-(-length // keys) for length in lengths)
-    size = -(-total // work.lanes) if chunk is None else chunk // keys
+    size = -(-total // work.lanes(rows)) if chunk is None else chunk // keys
     size = size if chunk else max(size, -(-64 // keys))
     listed: list[list[int]] = []
     begins: list[int] = []
@@ -106,7 +108,7 @@ def test_the_plan_lists_every_tile_once(chunk, device, full):
                 own.append(segments + len(own) if chunk else row + len(listed) // size)
             ends = tile == len(tiles) - 1 or (counted + 1) % size == 0
             block, offset = int(table[row, position // shape[3]]), position % shape[3]
-            place = block * lines + offset if work.described else position
+            place = block * lines + offset if work.described(rows) else position
             listed.append([place, valid + 256 * ends, row, own[-1], row])
         if len(own) == 1:
             for record in listed[-len(tiles) :]:
@@ -123,9 +125,9 @@ def test_the_plan_lists_every_tile_once(chunk, device, full):
         bounds = [bound for begin, rest in zip(begins, rests, strict=True) for bound in (begin, begin + rest)]
     assert int(work.count[0]) == len(bounds)
     assert work.ranges[: len(bounds) + 1].tolist() == [*bounds, total]
-    assert work.tiles[:total].tolist() == listed
+    assert work.listed[:total].tolist() == listed
     if chunk is None:
-        assert len(begins) <= work.lanes and max(numpy.diff([*begins, total])) <= size
+        assert len(begins) <= work.lanes(rows) and max(numpy.diff([*begins, total])) <= size
 
 
 def test_a_row_has_the_same_bits_alone_and_in_any_batch(device, full):

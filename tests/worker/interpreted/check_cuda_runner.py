@@ -144,7 +144,7 @@ def test_tiles_that_are_described_in_passes_with_spare_rows(loaded, device, monk
     """Blocks that hold whole tiles, and fewer decode rows than slots."""
     monkeypatch.setattr(mixed, "_BUCKETS", (2, 4))
     both = Both(make_pair(loaded, kvcache_block_size=32, num_kvcache_blocks=9))
-    assert both.pair[0].decoder._space.described
+    assert both.pair[0].decoder._space.described(4)
     together = note_mixed(both, monkeypatch)
     run = drive.generate(both, requests(5), stagger=2)
     assert all(end is not None for end in run.ends) and len(set(together)) > 1

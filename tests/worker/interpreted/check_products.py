@@ -76,9 +76,10 @@ LATER = "silu_mul activates"
         (2, False, ["linear", "linear activates"]),
         (3, False, [FUSED, "narrow_linear"]),
         (16, False, [FUSED, "narrow_linear"]),
-        (17, False, [FUSED]),
-        (64, False, [FUSED]),
-        (65, False, [LATER]),
+        (17, False, [FUSED, PRODUCT]),
+        (128, False, [FUSED, PRODUCT]),
+        (129, False, [LATER, PRODUCT]),
+        (1025, False, [LATER]),
         (1, True, [FUSED, PRODUCT]),
         (65, True, [FUSED, PRODUCT]),
     ],
@@ -127,9 +128,12 @@ def test_without_a_division(biased, called):
     assert called == [FUSED, PRODUCT if biased else "narrow_linear"]
 
 
-@pytest.mark.parametrize(("rows", "kernels"), [(1, ["linear", "linear activates"]), (9, ["silu_mul"])])
+@pytest.mark.parametrize(
+    ("rows", "kernels"),
+    [(1, ["linear", "linear activates"]), (9, [PRODUCT, "silu_mul", PRODUCT]), (129, ["silu_mul"])],
+)
 def test_large_weights_take_no_turns(rows, kernels, called, monkeypatch):
-    """Beyond a row or two their products are the library's."""
+    """From some number of rows on their products are the library's."""
     monkeypatch.setattr(ops, "SMALL_WEIGHT", 100)
     layers, expected = mlp(128)
     assert not layers.gate_up_proj.turns
