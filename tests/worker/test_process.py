@@ -137,6 +137,7 @@ def test_a_worker_serves_survives_a_restart_and_leaves(folder, place, start):
     time.sleep(0.5)  # the worker is there first, and waits
     core = Core(place[1])
     core.until(lambda: core.listener.peers())
+    worker.send_signal(signal.SIGUSR1)  # nothing to trace: no folder
     assert core.hello is not None
     assert core.hello == WorkerHello(
         group="g",
