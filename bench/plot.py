@@ -5,6 +5,7 @@ usage: python bench/plot.py RESULTS.json OUT.png
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,21 @@ _LABELS = {
 }
 
 
+def read(path: Path) -> dict[str, Any]:
+    """A result, its shapes those that both engines have figures of. Raises `ValueError` where none has."""
+    results = json.loads(path.read_text())
+    shapes = results.get("shapes") if isinstance(results, dict) else None
+    if not isinstance(shapes, dict):
+        raise ValueError("no result of bench/gpu.py")
+    both = {name: f for name, f in shapes.items() if f.get("baton") and f.get("vllm")}
+    if not both:
+        raise ValueError("no shape with figures of both engines")
+    return {**results, "shapes": both}
+
+
 def draw(results: dict[str, Any], path: Path) -> None:
     """One panel per shape. Bars: speed as a multiple of vLLM's (log scale), their labels the figures."""
-    shapes = {name: f for name, f in results["shapes"].items() if f.get("baton") and f.get("vllm")}
+    shapes = results["shapes"]
     figure, panels = pyplot.subplots(len(shapes), 1, figsize=(9, 3.4 * len(shapes)), squeeze=False)
     for (name, figures), panel in zip(shapes.items(), panels[:, 0], strict=True):
         names = [n for n in _LABELS if n in figures["baton"] and n in figures["vllm"]]
@@ -80,7 +93,12 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("out", type=Path)
     a = parser.parse_args()
-    draw(json.loads(a.results.read_text()), a.out)
+    try:
+        results = read(a.results)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        sys.exit(f"bench/plot.py: {a.results}: {why}")
+    draw(results, a.out)
 
 
 if __name__ == "__main__":

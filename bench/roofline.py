@@ -3,6 +3,7 @@
 usage: python -m bench.roofline         prints the measured rates as JSON; needs a CUDA device
 """
 
+import argparse
 import json
 import random
 from typing import Any
@@ -70,5 +71,14 @@ def _throughput(shape: Shape, scale: Scale, products: float, step_s: Any) -> flo
     return sum(outputs) / seconds
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Measures the device."""
+    argparse.ArgumentParser(
+        prog="python -m bench.roofline",
+        description="Rates of the CUDA device, as JSON: copies in TB/s, bf16 products in TFLOP/s.",
+    ).parse_args()
     print(json.dumps(measure_rates()))
+
+
+if __name__ == "__main__":
+    main()

@@ -101,10 +101,24 @@ def make_runner(config: WorkerConfig, loaded: Loaded) -> AnyRunner:
     if config.deterministic:
         fix_rows(loaded.model)
     if config.device == "cpu":
-        return _make_cpu_runner(config, loaded)
-    from gpu_worker.cuda.build import make_runner as make_cuda_runner  # needs triton
+        runner: AnyRunner = _make_cpu_runner(config, loaded)
+    else:
+        from gpu_worker.cuda.build import make_runner as make_cuda_runner  # needs triton
 
-    return make_cuda_runner(config, loaded)
+        runner = make_cuda_runner(config, loaded)
+    _warn_of_a_small_cache(runner.limits)
+    return runner
+
+
+def _warn_of_a_small_cache(limits: Limits) -> None:
+    """Such a worker serves, but nothing that would not fit even alone: the scheduler refuses that."""
+    if limits.max_sequence < limits.max_model_len:
+        log.warning(
+            "requests of more than %d tokens are refused: "
+            "blocks=%d block_size=%d; max_model_len=%d needs blocks=%d",
+            *(limits.max_sequence, limits.num_blocks, limits.block_size, limits.max_model_len),
+            -(-(limits.max_model_len - 1) // limits.block_size),
+        )
 
 
 def _make_cpu_runner(config: WorkerConfig, loaded: Loaded) -> Runner:

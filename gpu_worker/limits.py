@@ -21,6 +21,11 @@ class Limits:
     num_blocks: int
     row_multiple: int
 
+    @property
+    def max_sequence(self) -> int:
+        """The longest sequence, prompt and output; the last token's keys and values are never needed."""
+        return min(self.max_model_len, self.num_blocks * self.block_size + 1)
+
 
 def available_bytes() -> int:
     """Memory that a process could take now."""

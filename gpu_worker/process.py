@@ -14,6 +14,7 @@ from baton_wire.transport import EndpointError
 from baton_wire.worker_session import Refused, WorkerSession
 from gpu_worker import build
 from gpu_worker.config import WorkerConfig
+from gpu_worker.dialling import Dialling
 from gpu_worker.errors import CheckpointError, ConfigError, WorkerError
 from gpu_worker.tracer import Tracer
 from gpu_worker.watchdog import Watchdog
@@ -46,6 +47,7 @@ def main(config: WorkerConfig) -> int:
         level=config.log_level.upper(),
         format="%(asctime)s %(levelname)s worker %(message)s",
     )
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until the tracer takes it, if there is one
     try:
         return _run(config)
     except Refused as refused:
@@ -84,7 +86,7 @@ def _run(config: WorkerConfig) -> int:
     session = WorkerSession(config.endpoint, build.hello(config, loaded, runner.limits, digest), reset)
     log.info("dialling %s group=%s", config.endpoint, config.group)
     tracer = Tracer(config.trace_dir, config.trace_steps)
-    serve(session, runner, watchdog, config.step_timeout_s, stop, tracer)
+    serve(session, runner, watchdog, config.step_timeout_s, stop, tracer, Dialling(config.endpoint))
     session.leave()
     log.info("left")
     return 0
@@ -97,6 +99,7 @@ def serve(
     step_timeout_s: float,
     stop: _Stop,
     tracer: Tracer,
+    dialling: Dialling,
 ) -> None:
     """The loop: plans in, results out, until asked to stop; across sessions, each with a fresh table.
 
@@ -123,6 +126,7 @@ def serve(
             watchdog.end()  # the runner has forgotten the steps of the session that was lost
             if epoch:
                 log.info("session epoch=%d", epoch)
+        dialling.note(epoch)
         for plan in plans:
             tracer.before_step()
             if not runner.outstanding:

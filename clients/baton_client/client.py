@@ -24,9 +24,10 @@ from baton_client.channel import (
     health_request,
     health_status,
 )
-from baton_client.errors import DeadlineError, InternalError, UnavailableError, error_of_call
+from baton_client.errors import BatonError, DeadlineError, InternalError, UnavailableError, error_of_call
 from baton_client.mux import Mux
 from baton_client.prompt import Messages, Prompt, generate_request, tokenize_request
+from baton_client.readiness import HEALTH_TIMEOUT_S, READY_POLL_S, Wait
 from baton_client.results import (
     Completion,
     Delta,
@@ -42,8 +43,6 @@ from baton_client.results import (
 from baton_client.sampling import Sampling
 
 _DEFAULTS = Sampling()
-_HEALTH_TIMEOUT_S = 5.0
-_READY_POLL_S = 0.05
 
 
 class Stream:
@@ -149,28 +148,28 @@ class Client:
         except grpc.RpcError as error:
             raise error_of_call(error) from None
 
-    def health(self, *, timeout_s: float = _HEALTH_TIMEOUT_S) -> HealthStatus:
+    def health(self, *, timeout_s: float = HEALTH_TIMEOUT_S) -> HealthStatus:
         """Ask whether requests are taken now. Raises UnavailableError if nobody answers at the address."""
         try:
             return self._check(SERVICE, timeout=timeout_s)
         except grpc.RpcError as error:
             raise error_of_call(error) from None
 
-    def wait_ready(self, timeout_s: float = 60.0) -> None:
-        """Return once requests are taken. Raises UnavailableError with the last state after `timeout_s`."""
-        deadline = time.monotonic() + timeout_s
+    def wait_ready(self, timeout_s: float = 60.0, *, absent_s: float | None = None) -> None:
+        """Return once requests are taken. Raises UnavailableError with the last state after `timeout_s`.
+
+        absent_s: how long, within that time, nobody may listen at the address; None: all of it.
+        """
+        wait = Wait(self.address, timeout_s, absent_s, time.monotonic())
         while True:
-            left_s = deadline - time.monotonic()
+            answer: HealthStatus | BatonError
             try:
-                status = self.health(timeout_s=max(0.1, min(_HEALTH_TIMEOUT_S, left_s)))
-                if status is HealthStatus.SERVING:
-                    return
-                state = status.name.lower().replace("_", " ")
+                answer = self.health(timeout_s=wait.call_timeout_s(time.monotonic()))
             except (UnavailableError, DeadlineError) as error:
-                state = error.message
-            if left_s <= 0:
-                raise UnavailableError(f"{self.address} is not ready after {timeout_s:g} s: {state}")
-            time.sleep(_READY_POLL_S)
+                answer = error
+            if wait.is_over(answer, time.monotonic()):
+                return
+            time.sleep(READY_POLL_S)
 
     def close(self) -> None:
         """Close the connection; streams that are still open are cancelled."""

@@ -23,6 +23,7 @@ from baton_client.sampling import Sampling, SamplingParams
 from baton_client.stack import Stack, StackOptions
 
 _MAX_IN_FLIGHT = 512  # half of the queue of a server with default limits
+_ABSENT_S = 3.0  # two attempts more after a connection that was refused
 _DEFAULTS = SamplingParams()
 
 
@@ -88,10 +89,16 @@ class LLM:
         self._attach(Stack.start(options), "")
 
     @classmethod
-    def connect(cls, address: str, *, timeout_s: float = 60.0) -> Self:
-        """Use the server at "host:port", no private stack. Raises UnavailableError if it is not ready."""
+    def connect(cls, address: str, *, timeout_s: float | None = None) -> Self:
+        """Use the server at "host:port", no private stack. Raises UnavailableError if it is not ready.
+
+        timeout_s: how long it may take to start; None: 60 s, or 3 s where nobody listens at the address.
+        """
         with Client(address) as client:
-            client.wait_ready(timeout_s)
+            if timeout_s is None:
+                client.wait_ready(absent_s=_ABSENT_S)
+            else:
+                client.wait_ready(timeout_s)
         llm = cls.__new__(cls)
         llm._attach(None, address)
         return llm

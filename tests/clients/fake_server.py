@@ -132,7 +132,7 @@ def _mux_event(number, event):
 class FakeServer:
     """The running server: `service` to look into, `health` to change, `address` to dial."""
 
-    def __init__(self):
+    def __init__(self, port=0):
         self.service = FakeService()
         self.health = health.HealthServicer()
         self.health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
@@ -141,7 +141,7 @@ class FakeServer:
         )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self.address = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
         self._server.start()
 
     def set_health(self, serving):

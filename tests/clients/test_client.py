@@ -23,6 +23,7 @@ from baton_client import (
     Usage,
 )
 from baton_client.errors import BatonError, error_of
+from baton_client.readiness import Wait
 from tests.clients.fake_server import fake_server, status
 
 Code = grpc.StatusCode
@@ -161,6 +162,33 @@ def test_nobody_at_the_address(kind):
     with pytest.raises(UnavailableError, match="not ready after"):
         client.wait_ready(0.2)
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("kind", [Blocking, Asyncio])
+def test_waiting_ends_early_where_nobody_listens(kind):
+    started = time.monotonic()
+    with pytest.raises(UnavailableError, match=r"^nobody listens at 127\.0\.0\.1:1, .*refused") as caught:
+        kind("127.0.0.1:1").wait_ready(60, absent_s=0.5)
+    assert caught.value.code is Code.UNAVAILABLE
+    assert 0.4 < time.monotonic() - started < 10
+
+
+def test_a_server_that_is_there_and_not_ready_is_waited_for(client, server):
+    server.set_health(False)
+    with pytest.raises(UnavailableError, match="is not ready after 1 s: not serving"):
+        client.wait_ready(1, absent_s=0.1)
+
+
+def test_only_time_on_end_with_nobody_there_counts():
+    wait, refused = Wait("a:1", 60.0, 3.0, 100.0), UnavailableError("refused")
+    assert not wait.is_over(refused, 102.9)
+    assert not wait.is_over(HealthStatus.NOT_SERVING, 103.5)
+    assert not wait.is_over(refused, 106.4)
+    assert not wait.is_over(DeadlineError("silent"), 107.0)
+    assert not wait.is_over(refused, 109.9)
+    assert wait.is_over(HealthStatus.SERVING, 109.9)
+    with pytest.raises(UnavailableError, match=r"^nobody listens at a:1, tried for 3 s: refused$"):
+        wait.is_over(refused, 110.0)
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])

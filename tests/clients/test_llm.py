@@ -2,15 +2,18 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from baton_client import LLM, BatonError, InvalidArgumentError, SamplingParams, StackError
+from baton_client import LLM, BatonError, InvalidArgumentError, SamplingParams, StackError, UnavailableError
 from demo.corpus import load_pairs
 from tests.clients.command import DEMO_MODEL, output_of, processes_with
+from tests.clients.fake_server import FakeServer
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True)
 
@@ -147,6 +150,28 @@ def test_connect_to_a_running_server(stack, chats):
     with pytest.raises(BatonError, match="exited"):
         llm.add_request("a", GREEDY)
     llm.exit()
+
+
+def test_connect_where_nobody_listens_fails_soon_and_names_the_address():
+    started = time.monotonic()
+    with pytest.raises(UnavailableError, match=r"^nobody listens at 127\.0\.0\.1:1, tried for 3 s"):
+        LLM.connect("127.0.0.1:1")
+    assert time.monotonic() - started < 10
+
+
+def test_connect_waits_for_a_server_that_starts_as_long_as_it_is_told():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    late = threading.Timer(4.0, lambda: started.append(FakeServer(port)))
+    late.start()
+    try:
+        LLM.connect(f"127.0.0.1:{port}", timeout_s=60).exit()
+        assert started
+    finally:
+        late.join()
+        started[0].close()
 
 
 @pytest.mark.parametrize("argument", ["quantization", "swap_space", "hf_config"])

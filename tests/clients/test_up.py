@@ -109,6 +109,21 @@ def test_lines_to_try_work_as_printed_and_interrupt_stops(run_dir):
     assert gone(run_dir)
 
 
+def test_sigusr1_ends_nothing(run_dir):
+    process, _ = up(run_dir)
+    for pid in processes_with(str(run_dir)):
+        os.kill(pid, signal.SIGUSR1)
+    deadline = time.monotonic() + 20
+    while not (run_dir / "state.json").exists():  # the core's answer
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.5)  # two looks at the parts
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0, errors_of(process).read()
+    assert gone(run_dir)
+
+
 def test_a_worker_that_dies_takes_the_stack_down_with_a_reason(run_dir):
     process, _ = up(run_dir)
     (worker,) = processes_with(f"gpu_worker\0--model\0{DEMO_MODEL}\0--run-dir\0{run_dir}")

@@ -2,6 +2,8 @@
 
 import random
 
+import pytest
+
 from tests.gpu.drive import Driver, Request, make_runner
 from tests.support.random_checkpoints import Shape, write_checkpoint
 
@@ -31,10 +33,11 @@ def requests(draw: random.Random) -> list[Request]:
     return made
 
 
-def test_alone_and_in_any_batch(tmp_path, draw):
+@pytest.mark.parametrize("block_size", [16, 64])
+def test_alone_and_in_any_batch(tmp_path, draw, block_size):
     folder = write_checkpoint(tmp_path / "model", SHAPE, with_tokenizer=False)
     work = requests(draw)
-    runner = make_runner(folder, deterministic=True, max_num_seqs=64, kvcache_block_size=64)
+    runner = make_runner(folder, deterministic=True, max_num_seqs=64, kvcache_block_size=block_size)
     alone = []
     for request in work:
         run = Driver(runner).run([request])
@@ -43,7 +46,11 @@ def test_alone_and_in_any_batch(tmp_path, draw):
     for batch in (64, 5):
         order = draw.sample(range(len(work)), len(work))
         runner = make_runner(
-            folder, deterministic=True, max_num_seqs=batch, max_num_batched_tokens=128, kvcache_block_size=64
+            folder,
+            deterministic=True,
+            max_num_seqs=batch,
+            max_num_batched_tokens=128,
+            kvcache_block_size=block_size,
         )
         run = Driver(runner).run([work[i] for i in order])
         assert not run.preemptions and run.cached

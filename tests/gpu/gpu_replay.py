@@ -21,6 +21,15 @@ def workload(draw, count, prompt=(5, 200), output=(10, 150)):
     return [one(number) for number in range(count)]
 
 
+def crowd(draw):
+    """48 requests that 350 blocks of 16 admit at once and cannot finish without a preemption.
+
+    All begin with one block, within five steps. When the first ends, at position 154 or later, each of the
+    others is at 149 or later: ten blocks of each are 480.
+    """
+    return workload(draw, 48, prompt=(5, 16), output=(150, 150))
+
+
 def replay(runner, plans, pause):
     """Results of recorded plans, at most IN_FLIGHT at a time."""
     runner.reset()
@@ -43,7 +52,8 @@ def test_a_thousand_plans_twice(demo_runner, draw):
         max_model_len=512,
         max_num_batched_tokens=256,
     )
-    run = Driver(runner).run(workload(draw, 700))
+    # The crowd comes first: its preemptions are among the plans that are replayed.
+    run = Driver(runner).run(crowd(draw) + workload(draw, 700))
     assert len(run.plans) >= 1000 and run.preemptions > 0
     plans = run.plans[:1000]
 

@@ -126,6 +126,13 @@ def test_limits_are_those_of_the_arithmetic() -> None:
     assert large["ttft_long_cold_ms"] == pytest.approx(177, rel=0.1)
 
 
+def test_the_roofline_measures_nothing_for_who_asks_for_help() -> None:
+    command = [sys.executable, "-m", "bench.roofline", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=_environment())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: python -m bench.roofline")
+
+
 def test_better_is_more_of_a_rate_and_less_of_a_time() -> None:
     assert better("throughput_tok_s", 24.0, 20.0) == 1.2
     assert better("tpot_ms_b1", 0.8, 1.6) == 2.0

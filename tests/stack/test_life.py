@@ -246,6 +246,18 @@ class TestDeath:
             wait_until(lambda: not any(map(is_running, parts)), 5.0, why="the parts' end")
 
 
+class TestQuestion:
+    def test_sigusr1_harms_no_part(self):
+        """The core answers it; to the others it is nothing, from the start on."""
+        with start_stack(workers=0) as running:
+            for pid in (running.scheduler.process.pid, running.pid("frontend")):
+                os.kill(pid, signal.SIGUSR1)
+            running.start_worker("late")
+            running.wait_ready(1)
+            assert running.state()["groups"].keys() == {"late"}
+            assert running.scheduler.process.poll() is None
+
+
 class TestPause:
     @pytest.mark.parametrize("part", ["core", "frontend"])
     def test_streams_go_on(self, part):

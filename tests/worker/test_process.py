@@ -1,6 +1,7 @@
 """The worker as a process: hello, plans over the real link, a new session, refusal, deadlines, farewell."""
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from baton_wire.link import Listener
 from baton_wire.plan import ADMISSION, APPEND, CHUNK, Plan
 from baton_wire.result import Result
 from baton_wire.transport import RouterSocket, ipc_endpoint, private_ipc_dir, wait
+from gpu_worker.dialling import Dialling
 from gpu_worker.process import _leave_device_alone
 from tests.support.random_checkpoints import Shape, write_checkpoint
 from tests.worker import drive
@@ -135,6 +137,7 @@ def test_a_worker_serves_survives_a_restart_and_leaves(folder, place, start):
     time.sleep(0.5)  # the worker is there first, and waits
     core = Core(place[1])
     core.until(lambda: core.listener.peers())
+    worker.send_signal(signal.SIGUSR1)  # nothing to trace: no folder
     assert core.hello is not None
     assert core.hello == WorkerHello(
         group="g",
@@ -202,6 +205,7 @@ DEVICE = """
 import sys, time
 from collections import deque
 from types import SimpleNamespace
+from gpu_worker.dialling import Dialling
 from gpu_worker.process import serve
 from gpu_worker.watchdog import Watchdog
 
@@ -240,7 +244,8 @@ class Session:
 
 stop = SimpleNamespace(asked=False)
 runner = Runner()
-serve(Session(), runner, Watchdog(), limit_s, stop, SimpleNamespace(before_step=lambda: None))
+tracer = SimpleNamespace(before_step=lambda: None)
+serve(Session(), runner, Watchdog(), limit_s, stop, tracer, Dialling("ipc://nowhere"))
 """
 
 
@@ -271,6 +276,39 @@ def test_steps_of_a_lost_session_have_no_limit():
     command = [sys.executable, "-c", DEVICE, "60", "10", "0.3", "lost"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_dialling_in_vain_is_said_ever_more_rarely(caplog):
+    clock = itertools.count(1000.0)  # each call a second later
+    dialling, said_at = Dialling("ipc:///run/b/workers.ipc", lambda: next(clock)), []
+    for second in range(331):
+        before = len(caplog.records)
+        dialling.note(0)
+        if len(caplog.records) > before:
+            said_at.append(second)
+    assert said_at == [5, 10, 20, 40, 80, 140, 200, 260, 320]
+    first = warnings(caplog)[0]
+    assert first.startswith("nobody has answered at ipc:///run/b/workers.ipc for 5 s: ")
+    assert "--run-dir" in first
+    dialling.note(7)
+    for _ in range(5):  # a new silence, not yet long enough
+        dialling.note(0)
+    assert len(warnings(caplog)) == len(said_at)
+    dialling.note(0)
+    assert " for 5 s" in warnings(caplog)[-1]
+
+
+def test_a_worker_says_that_nobody_answers(place, start):
+    worker = start()
+    line = next(line for line in worker.stderr if " WARNING " in line)
+    assert f"nobody has answered at {place[1]} for 5 s" in line
+    core = Core(place[1])
+    core.until(lambda: core.listener.peers())
+    core.close()
 
 
 def test_a_plan_that_cannot_be_ends_the_worker(place, start):

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from baton_client.claim import Claim, running
 from baton_client.cli.console import spinner
@@ -205,7 +206,10 @@ def _last_words(log: Path) -> str:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """Yield an event that SIGINT, SIGTERM or SIGHUP sets; a second signal raises KeyboardInterrupt."""
+    """Yield an event that SIGINT, SIGTERM or SIGHUP sets; a second signal raises KeyboardInterrupt.
+
+    SIGUSR1 does nothing here, nor to the parts, which inherit that, until they have a use for it.
+    """
     stopping = threading.Event()
 
     def on_signal(*_: object) -> None:
@@ -213,10 +217,11 @@ def _signals() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stopping.set()
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, on_signal) for number in numbers]
+    wanted: dict[signal.Signals, Any] = {signal.SIGUSR1: signal.SIG_IGN}
+    wanted |= dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), on_signal)
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     try:
         yield stopping
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
