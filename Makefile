@@ -4,7 +4,7 @@ PYTHON ?= python3# any Python from 3.11 on, used to make the environments
 JOBS   ?= 2#       test processes
 SEEDS  ?= 1000#    simulated incidents
 MODEL  ?=#         a checkpoint folder or hub id; unset: the demo model in demo/
-RESULTS ?= $(lastword $(sort $(wildcard bench/results/*-gpu-engines.json)))# what is drawn
+RESULTS ?= $(lastword $(sort $(wildcard bench/results/*-gpu-engines*.json)))# what is drawn
 ARGS   ?=#         more arguments for test, demo, up, bench and sim
 
 BIN       := .venv/bin

@@ -31,10 +31,15 @@ def read(path: Path) -> dict[str, Any]:
     shapes = results.get("shapes") if isinstance(results, dict) else None
     if not isinstance(shapes, dict):
         raise ValueError("no result of bench/gpu.py")
-    both = {name: f for name, f in shapes.items() if f.get("baton") and f.get("vllm")}
+    both = {name: f for name, f in shapes.items() if _common(f)}
     if not both:
         raise ValueError("no shape with figures of both engines")
     return {**results, "shapes": both}
+
+
+def _common(figures: dict[str, Any]) -> list[str]:
+    """Figures that both engines have."""
+    return [name for name in _LABELS if all(name in figures.get(engine, {}) for engine in ("baton", "vllm"))]
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -42,7 +47,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     shapes = results["shapes"]
     figure, panels = pyplot.subplots(len(shapes), 1, figsize=(9, 3.4 * len(shapes)), squeeze=False)
     for (name, figures), panel in zip(shapes.items(), panels[:, 0], strict=True):
-        names = [n for n in _LABELS if n in figures["baton"] and n in figures["vllm"]]
+        names = _common(figures)
         for place, (engine, colour, label) in enumerate(
             (("vllm", "#b8b8b8", "vLLM 0.26"), ("baton", "#2a6fbb", "Baton"), ("limit", "#f0c36d", "limit"))
         ):

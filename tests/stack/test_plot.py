@@ -25,6 +25,10 @@ def plot(results, out):
         (b"[]", "no result of bench/gpu.py"),
         (b'{"bench": "idle gaps"}', "no result of bench/gpu.py"),
         (b'{"shapes": {"tiny": {"baton": {"tpot_ms_b1": 1}}}}', "no shape with figures of both engines"),
+        (
+            b'{"shapes": {"tiny": {"baton": {"tpot_ms_b1": 1}, "vllm": {"start_cold_s": 1}}}}',
+            "no shape with figures of both engines",
+        ),
     ],
 )
 def test_what_is_no_result_is_named_in_one_line(tmp_path, content, says):
