@@ -3,36 +3,18 @@
 import random
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.shapes import SHAPES
+
 DEVICE = "cuda"
 EPS = 1e-6
 Measures = dict[str, Any]
 Launch = Callable[[], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """A model's layer."""
-
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    layers: int
-
-    @property
-    def qkv(self) -> int:
-        return (self.heads + 2 * self.kv_heads) * self.head_dim
-
-
-SMALL = Shape(1024, 3072, 16, 8, 128, 28)  # Qwen3-0.6B
-LARGE = Shape(4096, 12288, 32, 8, 128, 36)  # Qwen3-8B
+SMALL, LARGE = SHAPES["0.6b"], SHAPES["8b"]
 
 
 def bf16(*shape: int) -> Tensor:

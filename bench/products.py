@@ -18,7 +18,8 @@ from baton_kernels.narrow_linear import MAX_ROWS as NARROW_ROWS
 from baton_kernels.narrow_linear import narrow_linear, serves
 from baton_kernels.reference import TURNS
 from baton_kernels.silu_mul import silu_mul
-from bench.clock import DEVICE, EPS, LARGE, SMALL, Clock, Launch, Measures, Shape, bench_lengths, bf16, show
+from bench.clock import DEVICE, EPS, LARGE, SMALL, Clock, Launch, Measures, bench_lengths, bf16, show
+from bench.shapes import Shape
 from gpu_worker import loader
 from gpu_worker.attention import AttentionShape, Context
 from gpu_worker.attention.triton_backend import Rows, TritonAttention

@@ -25,6 +25,11 @@ class Shape:
     head_dim: int = 128
 
     @property
+    def qkv(self) -> int:
+        """Outputs of the merged projection on queries, keys and values."""
+        return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+    @property
     def layer_weights(self) -> int:
         """Weights of all layers' products."""
         attention = (2 * self.heads + 2 * self.kv_heads) * self.head_dim

@@ -1,6 +1,6 @@
 """Time of each GPU kernel at the sizes of two models, beside what the memory or the library allows.
 
-usage: python -m bench.kernels [--compile] [--quick] [PART ...]        (default: every part)
+usage: python -m bench.kernel_times [--compile] [--quick] [PART ...]        (default: every part)
 
 Every time is of launches in a captured CUDA graph that go round over many sets of inputs, more than the cache
 holds; medians, microseconds. Ceilings first, JSON last. --compile launches everything once and measures
@@ -27,7 +27,8 @@ from baton_kernels.rms_norm import add_rms_norm
 from baton_kernels.silu_mul import silu_mul
 from baton_kernels.tiles import DecodeTile, PrefillTile
 from bench import products
-from bench.clock import EPS, LARGE, SMALL, Clock, Launch, Measures, Shape, bench_lengths, bf16, show
+from bench.clock import EPS, LARGE, SMALL, Clock, Launch, Measures, bench_lengths, bf16, show
+from bench.shapes import Shape
 
 VOCABULARY = 151936
 
@@ -223,13 +224,15 @@ PARTS: dict[str, Callable[[Clock], list[Measures]]] = {
 
 def main() -> None:
     """Measures the parts asked for."""
-    parser = argparse.ArgumentParser(prog="python -m bench.kernels", description="Time of each GPU kernel.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.kernel_times", description="Time of each GPU kernel."
+    )
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--compile", action="store_true", help="launch once, measure nothing")
     parser.add_argument("--quick", action="store_true", help="fewer cases of linear and chain")
     asked = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.exit("bench.kernels needs a CUDA device")
+        sys.exit("bench.kernel_times needs a CUDA device")
     report: Measures = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
