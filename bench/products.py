@@ -27,7 +27,7 @@ from gpu_worker.exactness import fix_rows
 from gpu_worker.layers import ops
 from gpu_worker.models.qwen3 import Qwen3Config, Qwen3Decoder
 
-ROWS, QUICK_ROWS = (1, 2, 4, 8, 16, 32, 64), (1, 8, 64)
+ROWS, QUICK_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256), (1, 8, 64)
 BLOCK_SIZE = 64
 Way = Callable[[Tensor], Tensor]  # a product with the weight given
 
@@ -98,8 +98,8 @@ def _products(s: Shape, rows: int) -> dict[str, tuple[int, int, dict[str, Way]]]
 def linears(clock: Clock) -> list[Measures]:
     """A layer's products, launched one after the other: by row, by matrix instructions, the library's."""
     results: list[Measures] = []
-    cases = [(SMALL, rows) for rows in (QUICK_ROWS if clock.quick else ROWS)]
-    cases += [] if clock.quick else [(LARGE, rows) for rows in QUICK_ROWS]
+    cases = [(SMALL, rows) for rows in (QUICK_ROWS if clock.quick else (*ROWS, 1024))]
+    cases += [] if clock.quick else [(LARGE, rows) for rows in (*QUICK_ROWS, 128, 256)]
     weights: dict[tuple[int, int], list[Tensor]] = {}
     for shape, rows in cases:
         for name, (outputs, inputs, ways) in _products(shape, rows).items():
@@ -180,7 +180,7 @@ def chain(clock: Clock) -> list[Measures]:
     """The layers of a decode step as the worker runs them, in several ways, and where rows are fixed."""
     results: list[Measures] = []
     decoder = _decoder(SMALL)
-    numbers = QUICK_ROWS if clock.quick else (*ROWS, 256)
+    numbers = QUICK_ROWS if clock.quick else ROWS
 
     def measure(ways: dict[str, dict[str, Any]]) -> None:
         for rows in numbers:

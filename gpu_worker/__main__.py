@@ -1,10 +1,12 @@
 """`python -m gpu_worker`: starts one rank of a worker."""
 
+import signal
 import sys
 
 
 def main() -> int:
     """Parses the command line, then loads what is slow to load."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until the tracer takes it, if there is one
     from gpu_worker.config import parse
     from gpu_worker.errors import ConfigError
 

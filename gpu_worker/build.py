@@ -114,7 +114,7 @@ def _warn_of_a_small_cache(limits: Limits) -> None:
     """Such a worker serves, but nothing that would not fit even alone: the scheduler refuses that."""
     if limits.max_sequence < limits.max_model_len:
         log.warning(
-            "requests of more than %d tokens are refused: "
+            "this worker takes no requests of more than %d tokens: "
             "blocks=%d block_size=%d; max_model_len=%d needs blocks=%d",
             *(limits.max_sequence, limits.num_blocks, limits.block_size, limits.max_model_len),
             -(-(limits.max_model_len - 1) // limits.block_size),

@@ -31,6 +31,6 @@ class Dialling:
             silent_s = now_s - self._since_s
             self._due_s = now_s + min(silent_s, _LONGEST_S)
             log.warning(
-                "nobody has answered at %s for %.0f s: does a scheduler run there, with the same --run-dir?",
+                "nobody has answered at %s for %.0f s: does a scheduler run there (--run-dir, --connect)?",
                 *(self._endpoint, silent_s),
             )

@@ -47,7 +47,6 @@ def main(config: WorkerConfig) -> int:
         level=config.log_level.upper(),
         format="%(asctime)s %(levelname)s worker %(message)s",
     )
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until the tracer takes it, if there is one
     try:
         return _run(config)
     except Refused as refused:

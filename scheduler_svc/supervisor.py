@@ -210,7 +210,6 @@ def _how(process: Process) -> str:
 
 def main() -> int:
     """The process; its exit status (`--help` lists them)."""
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # only the core answers it; all parts inherit this
     options = config.parse(None, "scheduler_svc")
     logs.configure(options.log_level, "supervisor")
     try:

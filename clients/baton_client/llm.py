@@ -92,7 +92,7 @@ class LLM:
     def connect(cls, address: str, *, timeout_s: float | None = None) -> Self:
         """Use the server at "host:port", no private stack. Raises UnavailableError if it is not ready.
 
-        timeout_s: how long it may take to start; None: 60 s, or 3 s where nobody listens at the address.
+        timeout_s: how long it may take to start; None: 60 s, or 3 s where the address refuses.
         """
         with Client(address) as client:
             if timeout_s is None:

@@ -11,7 +11,10 @@ READY_POLL_S = 0.05
 
 
 class Wait:
-    """A wait for the server at `address`: `timeout_s` in all, at most `absent_s` on end with nobody there."""
+    """A wait for the server at `address`: `timeout_s` in all, at most `absent_s` on end with nobody there.
+
+    Nobody is there where calls are refused at once; where they vanish, only `timeout_s` ends the wait.
+    """
 
     def __init__(self, address: str, timeout_s: float, absent_s: float | None, now_s: float) -> None:
         self._address = address
@@ -29,7 +32,7 @@ class Wait:
         if not isinstance(answer, UnavailableError):  # a server that is silent is there
             self._there_s = now_s
         elif self._absent_s is not None and now_s - self._there_s >= self._absent_s:
-            absent = f"nobody listens at {self._address}, tried for {self._absent_s:g} s"
+            absent = f"no server answers at {self._address}, tried for {self._absent_s:g} s"
             raise UnavailableError(f"{absent}: {answer.message}", code=answer.code)
         if now_s - self._started_s >= self._timeout_s:
             state = (

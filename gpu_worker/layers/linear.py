@@ -55,7 +55,7 @@ class Linear(Layer):
     def __call__(self, x: Tensor) -> Tensor:
         if self._reads_rows(x):
             return ops.product(x, self.weight)
-        if self._invariant or ops.some(x):
+        if self._invariant or ops.some(x, self.weight):
             return ops.invariant_product(x, self.weight, self.bias, None)
         if self._packed is None:
             return linear(x, self.weight, self.bias)
@@ -97,8 +97,8 @@ class GateUp(Linear):
     def takes_turns(self) -> bool:
         """Whether outputs are to come in turns: where matrix instructions of ours gain by it.
 
-        Products with large weights are the library's, and for a row or two would lose: reading in turns takes
-        more registers than let as many programs run as before (128 a thread, 4,096 outputs of 12,288 inputs).
+        Products with large weights gain little, and for a row or two would lose: reading in turns takes more
+        registers than let as many programs run as before (128 a thread, 4,096 outputs of 12,288 inputs).
         """
         small = self.weight.numel() <= ops.SMALL_WEIGHT
         return ops.on_gpu(self.weight) and small and self.size % reference.TURNS == 0

@@ -18,9 +18,10 @@ FEW_ROWS = 2
 # all of a layer: 16 rows 144, 159, 64 rows 154, 167, 128 rows 166, 171, 256 rows 199, 197.
 SOME_ROWS = 128
 ADDED_ROWS = 1024
+SOME_ROWS_WITHOUT_BULK = 16  # without the bulk copy engine, and of small weights alone; not measured there
 SMALL_WEIGHT = 1 << 23
 # Up to so many rows, where a small weight has few outputs, another kernel of ours is better still: all of the
-# weight is on its way before x is there (H100, 8 rows, µs with the addition, this, ours by `some`, library's:
+# weight is on its way before x is there (H100, 8 rows, µs with the addition, this, the above, the library's:
 # out 4.1, 6.1, 5.9, down 4.8, 8.2, 7.2; products with many outputs, as qkv, lose by it).
 NARROW_ROWS = 16
 # Up to so many rows our product of gate and up does the activation that follows, where these take turns.
@@ -28,8 +29,8 @@ GATED_ROWS = 128
 # From so many rows on, of larger weights, cuBLAS takes longer to add to a residual than an addition by itself
 # does (H200, Qwen3-8B, 8,192 rows, µs: out 402 against 350 + 48, down 1,157 against 1,027 + 48).
 MANY_ROWS = 2048
-# Whether our kernels are launched before those they depend on are through. Qwen3-0.6B, ms, H100: 64 rows 1.72
-# for 1.72, 256 rows 4.49 for 4.57, a prompt of 8,000 tokens 29.5 for 30.4, a known one 3.1 for 3.7; H200: a
+# Whether our kernels are launched before those they depend on are through. Qwen3-0.6B, ms: H100, in a tree
+# between, 256 rows 4.49 for 4.57, a prompt of 8,000 tokens 29.5 for 30.4, a known one 3.1 for 3.7; H200, one
 # row 0.89 for 1.07.
 EARLY = True
 
@@ -38,6 +39,7 @@ EARLY = True
 def _kernels() -> Any:
     """Imported when first needed: without a CUDA device triton need not be there."""
     import baton_kernels.invariant_linear
+    import baton_kernels.launch
     import baton_kernels.linear
     import baton_kernels.narrow_linear
     import baton_kernels.rms_norm
@@ -56,14 +58,24 @@ def few(x: Tensor) -> bool:
     return on_gpu(x) and x.shape[0] <= FEW_ROWS
 
 
-def some(x: Tensor) -> bool:
-    """Whether products of `x` are best our own by matrix instructions."""
-    return on_gpu(x) and x.shape[0] <= SOME_ROWS
+def _are_few_enough(x: Tensor, weight: Tensor, most: int) -> bool:
+    """Whether the rows of `x` are at most so many, or what is ours without the bulk copy engine."""
+    if not on_gpu(x) or x.shape[0] > most:
+        return False
+    launch = _kernels().launch
+    if launch.has_bulk(launch.machine(x.device)[0]):
+        return True
+    return x.shape[0] <= SOME_ROWS_WITHOUT_BULK and weight.numel() <= SMALL_WEIGHT
+
+
+def some(x: Tensor, weight: Tensor) -> bool:
+    """Whether products of `x` with `weight` are best our own by matrix instructions."""
+    return _are_few_enough(x, weight, SOME_ROWS)
 
 
 def some_added(x: Tensor, weight: Tensor) -> bool:
     """The same where they are added to a residual."""
-    return on_gpu(x) and x.shape[0] <= (ADDED_ROWS if weight.numel() <= SMALL_WEIGHT else SOME_ROWS)
+    return _are_few_enough(x, weight, ADDED_ROWS if weight.numel() <= SMALL_WEIGHT else SOME_ROWS)
 
 
 def narrow(x: Tensor, weight: Tensor) -> bool:

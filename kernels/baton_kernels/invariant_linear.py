@@ -21,6 +21,7 @@ from baton_kernels.launch import (
     dependent,
     describable,
     describe,
+    has_bulk,
     let_downstream,
     machine,
     wait_upstream,
@@ -159,15 +160,15 @@ def invariant_linear(
 ) -> Tensor:
     """[rows, outputs] for x [rows, inputs], whose rows may be strided, and weight [outputs, inputs].
 
-    `residual`, contiguous, of the result's shape, is added; it may be `out`. With `turns`, which divides half
-    of the outputs, these are gate and up in turns, and the result is silu(gate) · up [rows, outputs / 2], in
-    float32 and rounded once; with `eps` too, both are first divided by the rms of their row of x. Neither
-    goes with `bias` or `residual`.
+    `residual`, contiguous, of the result's shape, is added; it may be `out`. With `turns`, at most 8 and a
+    divisor of half of the outputs, these are gate and up in turns, and the result is silu(gate) · up [rows,
+    outputs / 2], in float32 and rounded once; with `eps` too, both are first divided by the rms of their row
+    of x. Neither goes with `bias` or `residual`.
     """
     rows, (outputs, inputs) = x.shape[0], weight.shape
-    assert weight.is_contiguous() and x.shape[1] == inputs and x.stride(1) == 1
+    assert rows and weight.is_contiguous() and x.shape[1] == inputs and x.stride(1) == 1
     divide, capability = eps is not None, machine(x.device)[0]
-    bulk = capability >= 90 and x.itemsize == 2 and describable(x) and describable(weight)
+    bulk = has_bulk(capability) and x.itemsize == 2 and describable(x) and describable(weight)
     # without, a sum for the rms of odd rows is as tiles are high
     same_sum = bulk or (inputs % 16 == 0 and x.stride(0) % 16 == 0)
     height = rows if same_sum or not divide else min(rows, 16)

@@ -37,7 +37,7 @@ def invariant_tile(
     """
     if bulk:
         return _few(divide) if rows <= _FEW_ROWS else _many(rows, outputs, inputs, divide)
-    if capability in (86, 89):  # shared memory is small
+    if capability in (86, 89) or capability >= 120:  # shared memory is small
         return InvariantTile(64, min(64, max(16, triton.next_power_of_2(rows))), 64, 4, 3)
     if rows <= 64:
         return InvariantTile(64, max(16, triton.next_power_of_2(rows)), 128, 4, 4)
@@ -52,7 +52,6 @@ def _few(divide: bool) -> InvariantTile:
 
 def _many(rows: int, outputs: int, inputs: int, divide: bool) -> InvariantTile:
     """The largest tile of which there are enough, square ones first: that reads least of x and weights."""
-    height, width, programs = 64, 16, 0
     for height, width in ((128, 128), (128, 64), (64, 128), (64, 64), (64, 32), (64, 16)):
         programs = triton.cdiv(rows, height) * triton.cdiv(outputs, width)
         # sums for the rms take registers of which a tile of 128 rows leaves none

@@ -38,6 +38,11 @@ def machine(device: torch.device) -> tuple[int, int]:
     return capability, processors
 
 
+def has_bulk(capability: int) -> bool:
+    """Whether there are a bulk copy engine and the shared memory of a data centre's card for its tiles."""
+    return 90 <= capability < 120
+
+
 def dependent(pdl: bool, device: torch.device) -> bool:
     """Whether a launch that asks for programmatic dependent launch gets it: on 9.0 and later."""
     return pdl and device.type == "cuda" and machine(device)[0] >= 90

@@ -87,7 +87,7 @@ _TABLE = {
         decode_wide=DecodeTile(32, 4, 3, 2),
         prefill=PrefillTile(128, 128, 8, 2),
         prefill_wide=PrefillTile(64, 32, 8, 2),
-        # H100, 256 rows of 233 positions, launched as usual and early: 98 and 104 us against 91 and 90, since
+        # H100, 256 rows of 233 positions, launched as usual and early: 96 and 103 us against 90 and 89, since
         # with many small programs it matters less on which multiprocessors early ones find room
         decode_bulk=(DecodeTile(32, 2, 5, 4, True, most_rows=64), DecodeTile(16, 1, 5, 8, True)),
         prefill_bulk=(PrefillTile(128, 64, 8, 2, described=True, registers=128),),

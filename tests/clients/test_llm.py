@@ -154,7 +154,7 @@ def test_connect_to_a_running_server(stack, chats):
 
 def test_connect_where_nobody_listens_fails_soon_and_names_the_address():
     started = time.monotonic()
-    with pytest.raises(UnavailableError, match=r"^nobody listens at 127\.0\.0\.1:1, tried for 3 s"):
+    with pytest.raises(UnavailableError, match=r"^no server answers at 127\.0\.0\.1:1, tried for 3 s"):
         LLM.connect("127.0.0.1:1")
     assert time.monotonic() - started < 10
 

@@ -21,7 +21,7 @@ from triton.compiler import ASTSource
 from triton.runtime import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-PROCESSORS = {80: 108, 89: 128, 90: 132}
+PROCESSORS = {80: 108, 89: 128, 90: 132, 100: 148, 120: 188}
 _TYPES = {
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",

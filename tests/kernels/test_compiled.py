@@ -1,6 +1,8 @@
 """The kernels compiled for GPUs that are not there: registers, no spills, and the instructions meant."""
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +28,7 @@ SLOTS = 256
 CPU = torch.device("cpu")
 CAPABILITIES = [80, 89, 90]
 REGISTERS = 1 << 16  # of a multiprocessor
-SHARED_BYTES = {80: 164 << 10, 89: 100 << 10, 90: 228 << 10}
+SHARED_BYTES = {80: 164 << 10, 89: 100 << 10, 90: 228 << 10, 100: 228 << 10, 120: 100 << 10}
 NARROW_LOAD = r"ld\.global(?![.\w:]*\.v[24])"
 RESERVED_BYTES = 1 << 10  # of shared memory, per program
 
@@ -139,6 +141,17 @@ def test_invariant_linear(rows, capability):
     assert kernel.shared_bytes + RESERVED_BYTES <= SHARED_BYTES[capability], kernel
     assert bool(kernel.count(r"wgmma\.mma_async")) == (capability == 90)
     assert bool(kernel.count(r"mma\.sync")) == (capability != 90)
+
+
+@pytest.mark.parametrize("capability", [100, 120])
+@pytest.mark.parametrize("rows", [8, 64, 2048])
+def test_products_on_newer_cards(rows, capability):
+    """Those with little shared memory have no use for our largest tiles."""
+    gated: dict[str, Any] = {"turns": TURNS, "eps": 1e-6}
+    for options in ({}, gated):
+        product = partial(invariant_linear, bf16(rows, 1024), bf16(4096, 1024), **options)
+        (kernel,) = compiled(product, capability, spilled_bytes=64).values()
+        assert kernel.shared_bytes + RESERVED_BYTES <= SHARED_BYTES[capability], kernel
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

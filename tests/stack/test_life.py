@@ -4,6 +4,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ from baton.inference.v1 import inference_pb2_grpc as rpc
 from tests.support.calls import expected, failure_of, generate, ids_request
 from tests.support.checkpoints import write_checkpoint
 from tests.support.demo import DEMO_MODEL
-from tests.support.processes import is_running, wait_until
+from tests.support.processes import ROOT, is_running, wait_until
 from tests.support.stack import Stack, start_stack
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -247,6 +249,17 @@ class TestDeath:
 
 
 class TestQuestion:
+    @pytest.mark.parametrize("module", ["scheduler_svc", "gpu_worker"])
+    def test_sigusr1_does_not_end_what_is_still_loading(self, module):
+        """Asked as soon as the interpreter runs the module, and for as long as it loads."""
+        command = [sys.executable, "-X", "importtime", "-m", module, "--help"]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        for line in process.stderr:  # a line for each import that is done
+            if line.split()[-1] == b"argparse":
+                process.send_signal(signal.SIGUSR1)
+        assert process.wait(30) == 0
+
     def test_sigusr1_harms_no_part(self):
         """The core answers it; to the others it is nothing, from the start on."""
         with start_stack(workers=0) as running:

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -305,7 +306,7 @@ def test_dialling_in_vain_is_said_ever_more_rarely(caplog):
 def test_a_worker_says_that_nobody_answers(place, start):
     worker = start()
     line = next(line for line in worker.stderr if " WARNING " in line)
-    assert f"nobody has answered at {place[1]} for 5 s" in line
+    assert re.search(rf"nobody has answered at {re.escape(place[1])} for \d+ s", line)
     core = Core(place[1])
     core.until(lambda: core.listener.peers())
     core.close()
