@@ -28,6 +28,21 @@ def hand(loaded):
     return hand
 
 
+def test_answers_are_those_of_prompts_that_are_computed(loaded):
+    """Greedy and sampled, beside the sequence that computed the prompt, with the same bits of every logit."""
+    made = drive.runner(loaded, **OPTIONS)
+    works = [
+        drive.Request(prompt, 20, drive.sampling(temperature, seed=seed))
+        for seed, (prompt, temperature) in enumerate(
+            [([*PROMPT, 5, 6], 0), (PROMPT, 0), (PROMPT[:BLOCK], 0.9), (PROMPT[: 2 * BLOCK], 0.9)]
+        )
+    ]
+    alone = [drive.generate(made, [request]).tokens[0] for request in works]
+    run = drive.generate(made, works, depth=3, stagger=4)
+    assert run.known == 3
+    assert run.tokens == alone  # the runner has compared the logits
+
+
 def test_what_is_cached_is_read_and_stays_as_it_is(hand):
     """The last position's keys and values are others than would be computed, so that a write would show."""
     cache, shared = hand.runner.cache, [0, 1, 2]

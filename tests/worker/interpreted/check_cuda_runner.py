@@ -133,10 +133,12 @@ def test_requests_that_come_and_go(pair, captured, monkeypatch):
     work = requests(5)
     for request in work:
         request.max_tokens = 12  # until they need another block, and there is none
-    work += work[4:]  # its prefix is cached by then
+    work += work[4:]  # its prefix is cached by then …
+    short = work[4].prompt[:32]  # … and all of this one's
+    work.append(drive.Request(short, 12, drive.sampling(temperature=0.7, seed=9)))
     run = drive.generate(both, work)
     assert all(end is not None for end in run.ends)
-    assert run.preemptions and run.cached and max(both.prompts) > 1
+    assert run.preemptions and run.cached and run.known and max(both.prompts) > 1
     assert bool(together) == captured
 
 
