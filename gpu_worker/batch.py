@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from baton_wire.plan import Mode, Plan
@@ -51,9 +52,11 @@ def lay_out(plan: Plan, slots: SlotTable, multiple: int, max_rows: int) -> Step 
     tokens[:decodes] = slots.last_token.numpy()[decoding]
     positions[:decodes] = slots.length.numpy()[decoding]
     sampling, moved, lengths, rows, samples = decoding, decoding, positions[:decodes] + 1, decoding, None
+    written = None
     if len(plan.chunks):
         chunked, start, count = (plan.chunks[name].astype(np.int64) for name in ("slot", "start", "count"))
-        _check(plan, chunked, start, slots)
+        known = slots.known(plan)
+        _check(plan, chunked, start, known, slots)
         tokens[decodes:total] = plan.chunk_tokens
         ends = count.cumsum()
         positions[decodes:total] = np.arange(ends[-1]) + (start + count - ends).repeat(count)
@@ -62,9 +65,11 @@ def lay_out(plan: Plan, slots: SlotTable, multiple: int, max_rows: int) -> Step 
         samples = np.zeros(_padded(len(sampling), multiple), np.int64)
         samples[: len(sampling)] = np.concatenate((np.arange(decodes), decodes + ends[last] - 1))
         rows = np.concatenate((decoding, chunked.repeat(count)))
+        if known.any():
+            written = np.delete(np.arange(total), decodes + ends[known] - 1)
         moved, lengths = np.concatenate((decoding, chunked)), np.concatenate((lengths, start + count))
     return Step(
-        batch=Batch(rows, positions[:total], decodes, tuple(plan.chunks["count"].tolist())),
+        batch=Batch(rows, positions[:total], decodes, tuple(plan.chunks["count"].tolist()), written),
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(positions),
         samples=None if samples is None else torch.from_numpy(samples),
@@ -90,10 +95,10 @@ def _padded(rows: int, multiple: int) -> int:
     return -(-rows // multiple) * multiple
 
 
-def _check(plan: Plan, chunked: Numbers, start: Numbers, slots: SlotTable) -> None:
-    """Every chunk must go on where its slot is."""
+def _check(plan: Plan, chunked: Numbers, start: Numbers, known: NDArray[np.bool_], slots: SlotTable) -> None:
+    """Every chunk must go on where its slot is; a known position is the one before."""
     occupancy, length = slots.occupancy.numpy()[chunked], slots.length.numpy()[chunked]
-    wrong = ((occupancy != Occupancy.PREFILL) | (length != start)).nonzero()[0]
+    wrong = ((occupancy != Occupancy.PREFILL) | (length != start + known)).nonzero()[0]
     if len(wrong):
         i = wrong[0]
         state = Occupancy(occupancy[i]).name

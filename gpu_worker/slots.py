@@ -206,6 +206,20 @@ class SlotTable:
         fresh = blocks[places * self.block_size >= self._cached[slots]]
         return slots * width + places, blocks.astype(np.int32), fresh
 
+    def known(self, plan: Plan) -> NDArray[np.bool_]:
+        """Which chunks are the last position of a prompt that is cached whole: computed, but not written.
+
+        To be asked after `changes`. Raises `PlanError` for any other chunk within what is cached.
+        """
+        chunks, cached = plan.chunks, self._cached[plan.chunks["slot"]]
+        within: NDArray[np.bool_] = chunks["start"] < cached
+        if within.any():
+            whole = (chunks["start"] + 1 == cached) & (chunks["count"] == 1) & (chunks["last"] == 1)
+            for slot, _, start, count in chunks[within & ~whole].tolist():
+                cached_here = f"{self._cached[slot]} positions are cached"
+                raise PlanError(f"step {plan.step}: chunk of {count} at {start}, slot {slot}: {cached_here}")
+        return within
+
     def sampling(self, slots: Numbers) -> reference.SamplingRows | None:
         """Parameters of these slots' next tokens, None where all are greedy."""
         if not self._random[slots].any():

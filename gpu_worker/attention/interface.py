@@ -38,13 +38,15 @@ class Batch:
     """Rows of one forward pass: one per decoding slot, then the chunks' tokens, one chunk after the other.
 
     Row i is position `positions[i]` of the sequence in slot `slots[i]`. Decodes come longest first.
-    `chunks`: rows of each chunk, in order.
+    `chunks`: rows of each chunk, in order. `written`: rows whose keys and values go into the cache; those of
+    the others are there already.
     """
 
     slots: Numbers  # [rows]
     positions: Numbers  # [rows]
     decodes: int
     chunks: tuple[int, ...]
+    written: Numbers | None = None  # ascending; None: all
 
 
 class Attention(Protocol):

@@ -61,7 +61,8 @@ class Group:
 class Work:
     """A step's plan."""
 
-    places: Tensor  # int64 [rows · 2 · kv_heads]: where the rows' keys and values go, as `reference.write_kv`
+    written: Tensor | None  # int64: rows whose keys and values go into the cache; None: the first ones …
+    places: Tensor  # … int64 [written · 2 · kv_heads], and where, as `reference.write_kv`
     groups: list[Group]
 
 
@@ -99,8 +100,12 @@ class TorchAttention:
     def plan(self, batch: Batch, block_table: Tensor) -> Work:
         """See `Attention.plan`."""
         table, size = block_table.numpy(), self.shape.block_size
-        blocks = table[batch.slots, batch.positions // size].astype(np.int64)
-        places = (blocks[:, None] * len(self._heads) + self._heads) * size + (batch.positions % size)[:, None]
+        slots, positions, written = batch.slots, batch.positions, None
+        if batch.written is not None:
+            slots, positions = slots[batch.written], positions[batch.written]
+            written = torch.from_numpy(batch.written)
+        blocks = table[slots, positions // size].astype(np.int64)
+        places = (blocks[:, None] * len(self._heads) + self._heads) * size + (positions % size)[:, None]
         groups, start = [], batch.decodes
         if batch.decodes:
             groups.append(self._plan_group(np.arange(batch.decodes)[:, None], None, batch, table))
@@ -115,7 +120,7 @@ class TorchAttention:
             rows = rows[order]
             kept = np.unique(rows, return_index=True)[1]
             groups.append(self._plan_group(rows, kept, batch, table))
-        return Work(torch.from_numpy(places.reshape(-1)), groups)
+        return Work(written, torch.from_numpy(places.reshape(-1)), groups)
 
     def forward(
         self, qkv: Tensor, norm: QKNormRope, layer: int, context: Context, rms_of: RmsOf | None = None
@@ -131,6 +136,8 @@ class TorchAttention:
 
     def write(self, kv: Tensor, cache: Tensor, work: Work) -> None:
         """Puts keys, then values [rows, 2 · kv_heads, head_dim] into a layer's cache."""
+        if work.written is not None:
+            kv = kv.index_select(0, work.written)
         reference.write_kv(kv, cache, work.places)
 
     def attend(self, queries: Tensor, cache: Tensor, work: Work) -> Tensor:

@@ -59,9 +59,13 @@ class Prefiller:
         log.info("captured prompt graphs=%d largest=%d", len(self._graphs), self.sizes[-1].rows)
 
     def lay_out(self, plan: Plan, page: NDArray[np.int32]) -> PassSize:
-        """Writes the plan's chunks into a page of the inbox, from its first word on."""
+        """Writes the plan's chunks into a page of the inbox, from its first word on.
+
+        The table must have been asked for the plan's changes before. Raises as `SlotTable.known`.
+        """
         split = not self._forward.attention.deterministic
-        return write(plan, self._tiling, self.sizes, page, split=split)
+        known = self._forward.table.known(plan)
+        return write(plan, known, self._tiling, self.sizes, page, split=split)
 
     def run(self, size: PassSize, inbox: Inbox, picks: bool) -> None:
         """Computes the chunks in the inbox. `picks`: some of them end a prompt, and sample its next token."""

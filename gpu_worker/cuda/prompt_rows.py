@@ -1,7 +1,8 @@
 """The rows of a pass over prompt chunks: sizes that are captured, and how the host writes one down.
 
 Rows are packed one chunk after the other, then padding, which has no slot: it writes nothing to the cache,
-belongs to no tile and samples nothing. Knows nothing of models or devices.
+belongs to no tile and samples nothing. The row of a prompt that is cached whole writes nothing either.
+Knows nothing of models or devices.
 """
 
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class PassRows:
     pick_slots: Any  # [picks] … and for which slot, -1 for none
     tokens: Any  # [rows]
     positions: Any  # [rows]
-    slots: Any  # [rows], -1 in the padding
+    slots: Any  # [rows] in whose blocks keys and values go, -1 for rows that write nothing
     items: Any  # [items, 8], of the backend's `Tiler`; zeros where there is none
     splits: Any  # [splits, 4]
 
@@ -86,8 +87,19 @@ def largest_words(tiling: Tiler, slots: int, most_rows: int) -> int:
     )
 
 
-def write(plan: Plan, tiling: Tiler, sizes: list[PassSize], page: NDArray[np.int32], split: bool) -> PassSize:
-    """Writes down the plan's chunks; the least of `sizes` that holds them, or one of their own."""
+def write(
+    plan: Plan,
+    known: NDArray[np.bool_],
+    tiling: Tiler,
+    sizes: list[PassSize],
+    page: NDArray[np.int32],
+    split: bool,
+) -> PassSize:
+    """Writes down the plan's chunks; the least of `sizes` that holds them, or one of their own.
+
+    known: [chunks], as of `SlotTable.known`. Attention and sampling have these rows' slots from `items` and
+    `pick_slots`.
+    """
     slot, start, count = (plan.chunks[name].astype(np.int64) for name in ("slot", "start", "count"))
     ends = count.cumsum()
     total, last = int(ends[-1]), plan.chunks["last"] == 1
@@ -100,7 +112,7 @@ def write(plan: Plan, tiling: Tiler, sizes: list[PassSize], page: NDArray[np.int
     into = size.cut(page)
     into.tokens[:total] = plan.chunk_tokens
     into.positions[:total] = np.arange(total) + (start + count - ends).repeat(count)
-    into.slots[:total] = slot.repeat(count)
+    into.slots[:total] = np.where(known, -1, slot).repeat(count)
     into.tokens[total:], into.positions[total:], into.slots[total:] = 0, 0, -1
     picks = int(last.sum())
     into.picked[:picks], into.pick_slots[:picks] = ends[last] - 1, slot[last]

@@ -30,7 +30,7 @@ from gpu_worker.cuda.prompt_rows import PICKS, PassSize
 from gpu_worker.errors import PlanError
 from gpu_worker.limits import Limits
 from gpu_worker.models import Model
-from gpu_worker.slots import SlotTable
+from gpu_worker.slots import Changes, SlotTable
 
 RING = 32  # results and pages of the inbox; more than plans in flight
 _CHANGED_WORDS = 128  # per slot, that a page has room for; what changes more is sent apart
@@ -118,9 +118,10 @@ class CudaRunner:
             raise PlanError(f"step {plan.step}: a sequence of more than {longest} tokens")
         place = self._count % RING
         begun, done = self._events[place]
+        changes = self.slots.changes(plan, prompts=len(plan.chunks) > 0)
         size = self._lay_out(plan, place)
         begun.record()
-        self._change(plan, place, size)
+        self._change(changes, place, size)
         if size is not None and not len(plan.held) and self._mixer.fits(plan.bucket, size):
             self._mixer.run(plan.bucket, size, self._inbox)
         else:
@@ -160,9 +161,8 @@ class CudaRunner:
             raise PlanError(f"step {plan.step}: a chunk beyond position {limits.max_model_len}")
         return self._prefiller.lay_out(plan, self._inbox.page(place))
 
-    def _change(self, plan: Plan, place: int, size: PassSize | None) -> None:
+    def _change(self, changes: Changes, place: int, size: PassSize | None) -> None:
         """Sends what the host has to say, prompt rows and changes, and makes the changes."""
-        changes = self.slots.changes(plan, prompts=size is not None)
         inbox, page, count = self._inbox, self._inbox.page(place), len(changes)
         begin = 0 if size is None else size.words
         middle, end = begin + 2 * count, begin + 3 * count

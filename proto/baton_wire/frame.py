@@ -21,7 +21,7 @@ import xxhash
 from baton_wire.errors import VersionError, WireError
 
 MAGIC = b"BATN"
-VERSION = 1
+VERSION = 2
 MAX_FRAME_BYTES = 64 << 20
 
 _HEADER = struct.Struct("<4sBBHIQQ")

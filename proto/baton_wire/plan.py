@@ -4,6 +4,10 @@ Order within a plan: releases, admissions, block appends, then one forward pass 
 in `auto` mode that has finished its prefill, (b) the held slots named, (c) the prefill chunks. Blocks and
 slots released in a plan may be reused in the same plan. A length is the number of positions whose keys and
 values are in the cache; a position counts from 0 in the sequence, prompt first.
+
+A chunk goes on where its slot is, but for one: where a prompt is cached whole, its only chunk is its last
+position, one below the slot's length. It is computed and sampled from, and not written, for others may be
+reading its block.
 """
 
 import struct
@@ -42,7 +46,7 @@ ADMISSION = np.dtype(
         ("slot", "<u2"),
         ("mode", "u1"),
         ("stops", "u1"),  # rows of `stop_ids` that belong to this admission, at most 16
-        ("cached", "<u4"),  # length at admission: prefix whose keys and values are already in its blocks
+        ("cached", "<u4"),  # length at admission: prefix that is in its blocks already, or the whole prompt
         ("max_length", "<u4"),  # tokens, prompt and output: the slot ends when it has so many
         ("min_length", "<u4"),  # stop ids cannot be sampled at positions below this
         ("sampling", SAMPLING),
@@ -55,7 +59,7 @@ CHUNK = np.dtype(
     [
         ("slot", "<u2"),
         ("last", "<u2"),  # 1: the prompt ends here, sample its next token; else 0
-        ("start", "<u4"),  # position of the chunk's first token = the slot's length before it
+        ("start", "<u4"),  # position of the chunk's first token = the slot's length before it, but see above
         ("count", "<u4"),  # tokens, at least 1
     ]
 )

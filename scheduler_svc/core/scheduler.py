@@ -189,7 +189,8 @@ class Scheduler:
             self._bound = max(self._bound, slot + 1)
             sequence.status = Status.PREFILL
             self.running[sequence] = self._prefilling[sequence] = None
-            changes.admissions.append((slot, sequence, sequence.planned))
+            cached = sequence.indexed * self.limits.block_size
+            changes.admissions.append((slot, sequence, cached))
             changes.appends += [(slot, block) for block in sequence.blocks]
             budget -= self._chunk(sequence, step, budget, changes)
 
@@ -197,12 +198,12 @@ class Scheduler:
         """Blocks for all of a sequence's tokens, cached ones first; False where there are too few.
 
         One block per running sequence stays in reserve, so that an admission is not paid for at once by a
-        preemption. At least one token is always left to compute.
+        preemption. Where all of them are cached, the last position is left to compute, which is sampled from.
         """
         size, tokens = self.limits.block_size, sequence.tokens
         if not sequence.keys:
             sequence.keys = self.index.keys(tokens)
-        found = self.index.match(sequence.keys[: (len(tokens) - 1) // size], tokens)
+        found = self.index.match(sequence.keys, tokens)
         shared = [entry.block for entry in found]
         fresh = -(-len(tokens) // size) - len(shared)
         if fresh + self.pool.idle(shared) + len(self.running) > self.pool.available:
@@ -210,10 +211,11 @@ class Scheduler:
         for block in shared:
             self.pool.share(block)
         sequence.blocks = shared + [self.pool.take() for _ in range(fresh)]
-        sequence.planned = len(shared) * size
+        cached = len(shared) * size
+        sequence.planned = min(cached, len(tokens) - 1)
         sequence.chain, sequence.indexed = (found[-1] if found else None), len(found)
         if sequence.cached < 0:
-            sequence.cached = sequence.planned
+            sequence.cached = cached
         return True
 
     def _chunk(self, sequence: Sequence, step: int, budget: int, changes: Changes) -> int:

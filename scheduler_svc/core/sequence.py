@@ -38,7 +38,7 @@ class Sequence:
     status: Status = Status.WAITING
     slot: int = -1
     blocks: list[int] = field(default_factory=list)
-    # Prefill: positions [0, planned) are cached or in a chunk that was sent.
+    # Prefill: positions [0, planned) are cached or in a chunk that was sent; below len(tokens) at admission.
     planned: int = 0
     # The plan of this step gives the last token that max_length allows; known once the last chunk is sent.
     last_step: int = 0

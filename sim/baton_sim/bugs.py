@@ -330,6 +330,21 @@ def wrong_block_indexed() -> Iterator[None]:
         yield
 
 
+@bug
+def last_position_of_another() -> Iterator[None]:
+    """The last position of a prompt that is cached whole is asked for by another token."""
+    chunk = Scheduler._chunk
+
+    def mistaken(self: Scheduler, sequence: Sequence, step: int, budget: int, changes: Changes) -> int:
+        count = chunk(self, sequence, step, budget, changes)
+        if sequence.indexed * self.limits.block_size == len(sequence.tokens):
+            changes.tokens[-1] = (changes.tokens[-1] + 1) % 30
+        return count
+
+    with patch.object(Scheduler, "_chunk", mistaken):
+        yield
+
+
 # ---- the engine -------------------------------------------------------------------------------------------
 
 

@@ -112,7 +112,7 @@ class Frontend:
             client = self._of(handle)
             if client is not None:
                 client.started += 1
-                assert client.started == 1 and cached < len(client.request.prompt)
+                assert client.started == 1 and cached <= len(client.request.prompt)
                 self._cancel_if(handle, client, Trigger.STARTED)
         for handle, token in zip(step.handles.tolist(), step.tokens.tolist(), strict=True):
             client = self._of(handle)

@@ -207,8 +207,10 @@ class SlotTable:
 
     def _check_admitted(self, plan: Plan) -> None:
         for slot in plan.admissions["slot"].tolist():
-            held = self.block_count[slot] * self.hello.block_size
-            require(self.cached[slot] < held, f"slot {slot} has no block to write in")
+            free = self.block_count[slot] * self.hello.block_size - self.cached[slot]
+            chunks = plan.chunks[plan.chunks["slot"] == slot]
+            known = (chunks["start"] < self.cached[slot]).any()  # its only chunk, or `_chunks` refuses it
+            require(free > 0 or (free == 0 and known), f"slot {slot} has no block to write in")
         live = np.flatnonzero(self.occupancy)
         require(
             not len(live) or live[-1] < plan.row_bound, f"row bound {plan.row_bound} cuts off a live slot"
@@ -236,22 +238,27 @@ class SlotTable:
         self.length[rows] = position + 1
 
     def _chunks(self, plan: Plan) -> list[int]:
-        """Writes the chunks; returns the slots whose prompt ends."""
+        """Writes the chunks; returns the slots whose prompt ends.
+
+        Where a prompt is cached whole, its only chunk is its last position, which is there already.
+        """
         sampled, first = [], 0
         for slot, last, start, count in plan.chunks.tolist():
             require(self.occupancy[slot] == PREFILL, f"a chunk for slot {slot}, which does not prefill")
-            require(start == self.length[slot], f"slot {slot}: chunk at {start}, length {self.length[slot]}")
+            length = self.length[slot]
+            known = bool(start + 1 == length == self.cached[slot] and count == last == 1)
+            require(start == length or known, f"slot {slot}: chunk at {start}, length {length}")
             require(start + count < self.max_length[slot], f"slot {slot}: the prompt fills max_length")
             tokens = plan.chunk_tokens[first : first + count]
             require((tokens < self.hello.vocab_size).all(), f"slot {slot}: a token beyond the vocabulary")
-            self._prefill(slot, start, tokens)
+            self._prefill(slot, start, tokens, known)
             first += count
             if last:
                 self.occupancy[slot] = DECODE
                 sampled.append(slot)
         return sampled
 
-    def _prefill(self, slot: int, start: int, tokens: Column) -> None:
+    def _prefill(self, slot: int, start: int, tokens: Column, known: bool) -> None:
         size = self.hello.block_size
         positions = np.arange(start, start + len(tokens))
         chain = 0
@@ -259,8 +266,12 @@ class SlotTable:
             block, offset = self.blocks[slot, (start - 1) // size], (start - 1) % size
             chain = int(self.kv.read(np.array([block]), np.array([offset]))[0])
         chains = self._chain.extend(chain, tokens)
-        rows = np.full(len(tokens), slot)
-        self.kv.write(rows, self.blocks[slot, positions // size], positions % size, tokens, chains)
+        blocks, offsets = self.blocks[slot, positions // size], positions % size
+        if known:
+            same = (self.kv.read(blocks, offsets) == chains).all()
+            require(same, f"slot {slot}: what is cached at {start} is not what its chunk says")
+        else:
+            self.kv.write(np.full(len(tokens), slot), blocks, offsets, tokens, chains)
         self.length[slot] = start + len(tokens)
 
     # ---- sampling ---------------------------------------------------------------------------------------

@@ -49,11 +49,16 @@ class Bench:
         self.withdrawn: set[int] = set()
 
     def add(
-        self, prompt: list[int], max_tokens: int, min_tokens: int = 0, stops: tuple[int, ...] = ()
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        min_tokens: int = 0,
+        stops: tuple[int, ...] = (),
+        seed: int | None = None,
     ) -> int:
-        """Submits a request; returns its owner."""
+        """Submits a request; returns its owner, which is its seed too where none is given."""
         owner = len(self.submits)
-        sampling = np.array((owner, 1, 1, 0, 0), SAMPLING)
+        sampling = np.array((owner if seed is None else seed, 1, 1, 0, 0), SAMPLING)
         self.submits[owner] = Submit(owner, np.array(prompt, TOKEN), max_tokens, min_tokens, sampling, stops)
         self.sequences[owner] = Sequence.of(owner, self.submits[owner])
         self.got[owner] = []
@@ -216,13 +221,106 @@ def test_a_prefix_hit_computes_only_the_rest() -> None:
     bench.check()
 
 
-def test_a_whole_prompt_in_the_cache_still_leaves_a_token_to_compute() -> None:
+def test_a_prompt_known_in_full_computes_its_last_position_alone() -> None:
+    """Beside the sequence that computed it and goes on; the answer goes on in a block of its own."""
+    bench = Bench(hello(blocks=40, budget=64))
+    first = bench.add(list(range(16)), 20)
+    for _ in range(3):
+        bench.plan()
+        bench.apply()
+    again = bench.add(list(range(16)), 20)
+    plan = bench.plan()
+    assert plan is not None and plan.admissions["cached"].tolist() == [16]
+    slot, blocks = bench.sequences[again].slot, bench.sequences[first].blocks[:4]
+    assert plan.chunks.tolist() == [(slot, 1, 15, 1)] and plan.chunk_tokens.tolist() == [15]
+    assert plan.appends.tolist() == [(slot, block) for block in blocks], "shared, and none beside them"
+    plan = bench.plan()
+    assert plan is not None and plan.appends["slot"].tolist() == [slot]
+    assert plan.appends["block"][0] not in bench.sequences[first].blocks
+    bench.finish()
+    assert bench.sequences[again].cached == 16
+    bench.check()
+
+
+@pytest.mark.parametrize("block_size", [1, 4])
+@pytest.mark.parametrize("max_tokens", [1, 2, 9])
+def test_prompts_known_in_full_end_as_others_do(block_size, max_tokens) -> None:
+    bench = Bench(hello(slots=2, blocks=64, block_size=block_size, budget=64))
+    prompt = list(range(8))
+    for _ in range(5):
+        bench.add(prompt, max_tokens)
+        bench.finish()
+    assert [s.cached for s in bench.sequences.values()] == [0, 8, 8, 8, 8]
+    bench.check()
+    assert bench.scheduler.pool.referenced == 0
+
+
+def known_in_full(bench: Bench, answered: int) -> Sequence:
+    """A sequence whose prompt of 4 blocks was known in full, with so many tokens of its answer confirmed."""
+    bench.add(list(range(16)), 2)
+    bench.finish()
+    sequence = bench.sequences[bench.add(list(range(16)), 12)]
+    for _ in range(answered):
+        bench.plan()
+        bench.apply()
+    return sequence
+
+
+@pytest.mark.parametrize("answered", range(1, 9))
+def test_a_sequence_known_in_full_is_preempted_and_comes_back(answered) -> None:
+    bench = Bench(hello(blocks=40, budget=64))
+    sequence = known_in_full(bench, answered)
+    assert sequence.cached == 16
+    bench.scheduler._preempt(sequence)
+    check_integrity(bench.scheduler)
+    plan = bench.plan()
+    assert plan is not None and plan.admissions["cached"] >= 16
+    assert len(sequence.tokens) == 16 + answered
+    bench.finish()
+    bench.check()
+
+
+def test_a_preempted_sequence_may_come_back_known_in_full() -> None:
+    """Another with the same tokens went on and completed the block."""
     bench = Bench(hello(blocks=40, budget=64))
     for _ in range(2):
-        bench.add(list(range(16)), 2)
-        bench.finish()
-    assert bench.sequences[1].cached == 12
+        bench.add(list(range(14)), 12, seed=5)
+    for _ in range(2):
+        bench.plan()
+        bench.apply()
+    behind = bench.sequences[1]
+    bench.scheduler._preempt(behind)
+    bench.scheduler.waiting.clear()
+    for _ in range(3):
+        bench.plan()
+        bench.apply()
+    assert len(behind.tokens) == 16
+    bench.scheduler.waiting[behind] = None
+    plan = bench.plan()
+    assert plan is not None and plan.admissions["cached"].tolist() == [16]
+    assert plan.chunks["start"].tolist() == [15]
+    bench.finish()
     bench.check()
+    assert len(bench.ends) == 2
+
+
+@pytest.mark.parametrize("confirmed", [False, True])
+def test_a_sequence_known_in_full_moves_to_another_group(confirmed) -> None:
+    bench = Bench(hello(blocks=40, budget=64))
+    sequence = known_in_full(bench, answered=0)
+    for _ in range(3):
+        bench.plan()
+    assert sequence.cached == 16
+    if confirmed:
+        bench.apply()
+    assert bench.scheduler.evacuate() == [sequence] and len(sequence.tokens) == 16 + confirmed
+    bench.results.clear()
+    limits = hello(blocks=40, block_size=2)
+    bench.scheduler, bench.worker = Scheduler(limits_of(limits)), SlotTable(limits, MODEL)
+    bench.scheduler.add(sequence)
+    bench.finish()
+    bench.check()
+    assert len(bench.ends) == 2
 
 
 def test_what_follows_a_prefix_from_the_cache_is_found_too() -> None:

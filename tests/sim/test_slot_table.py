@@ -3,6 +3,7 @@
 from collections import deque
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,6 +178,7 @@ WRONG = {
     "not full": lambda t: plan(t, admissions=admission(2, cached=4), appends=appends(2, 1, 9)),
     "does not continue": lambda t: plan(t, admissions=admission(2, cached=8), appends=appends(2, 0, 2, 9)),
     "length 5": lambda t: plan(t, **chunk(1, 4, 2)),
+    "chunk at 4, length 5": lambda t: plan(t, **chunk(1, 4, 1)),  # none of it was cached at its admission
     "does not prefill": lambda t: plan(t, **chunk(0, 7, 2)),
     "fills max_length": lambda t: plan(t, appends=appends(1, 4), **chunk(1, 5, 7)),
     "beyond the vocabulary": lambda t: plan(
@@ -208,6 +210,52 @@ def test_a_shared_block_is_not_written(table):
     table.length[2] = 3  # as if it were about to write into the shared block
     with pytest.raises(ContractError, match="not its own"):
         table.execute(plan(table, appends=appends(0, 10)))
+
+
+def known(slot, start, count=1, last=1, token=3, blocks=(0,)):
+    """Columns that admit a slot with 4 cached positions and give it a chunk of one token over again."""
+    fields = chunk(slot, start, count, last)
+    fields["chunk_tokens"] = np.arange(token, token + count, dtype="<i4")
+    return fields | {"admissions": admission(slot, cached=4), "appends": appends(slot, *blocks)}
+
+
+def test_a_prompt_cached_whole_is_sampled_from_and_not_written(table):
+    """Another slot reads its block. Its token is that of a prompt that was computed; it goes on in a block of
+    its own."""
+    tokens, chains = table.kv.tokens.copy(), table.kv.chains.copy()
+    result = table.execute(plan(table, **known(2, 3)))
+    want = expected_tokens([0, 1, 2, 3], sampling(1), 3, model=FakeModel(50)).tokens
+    assert table.length[2] == 4 and table.kv.users[0] == 2
+    assert (table.kv.tokens[0] == tokens[0]).all() and (table.kv.chains[0] == chains[0]).all()
+    assert result.tokens[2] == want[0]
+    result = table.execute(plan(table, appends=np.array([(2, 9), (0, 10)], APPEND)))
+    assert result.tokens[2] == want[1]
+    with pytest.raises(ContractError, match="does not prefill"):
+        table.execute(plan(table, **chunk(2, 4, 1)))
+
+
+WRONGLY_KNOWN: dict[str, Any] = {
+    "not what its chunk says": {"start": 3, "token": 2},
+    "chunk at 3, length 4": {"start": 3, "last": 0},
+    "chunk at 2, length 4": {"start": 2, "count": 2},
+    "chunk at 3, length 4 ": {"start": 3, "count": 2, "blocks": (0, 9)},
+    "no block to write": {"start": 4},
+    "no block to write ": {"start": 3, "blocks": ()},
+    "not full": {"start": 3, "blocks": (1,)},
+}
+
+
+@pytest.mark.parametrize("words", WRONGLY_KNOWN)
+def test_a_prompt_cached_whole_has_one_chunk_of_one_token(table, words):
+    with pytest.raises(ContractError, match=words.strip()):
+        table.execute(plan(table, **known(2, **WRONGLY_KNOWN[words])))
+
+
+def test_no_position_is_computed_again_once_a_chunk_went_beyond(table):
+    fields = known(2, 4, last=0, blocks=(0, 9))
+    table.execute(plan(table, **fields))
+    with pytest.raises(ContractError, match="chunk at 3, length 5"):
+        table.execute(plan(table, **chunk(2, 3, 1)))
 
 
 def test_a_wrong_prefix_changes_the_tokens():

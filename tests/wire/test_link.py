@@ -5,7 +5,7 @@ import pytest
 import xxhash
 from hypothesis import given
 
-from baton_wire.frame import Frame, FrameKind
+from baton_wire.frame import VERSION, Frame, FrameKind
 from baton_wire.hello import Refusal
 from baton_wire.link import BEAT_S, RESEND_AFTER_S, Dialer, Link, LinkOverflow, Listener
 from tests.wire.pair import PEER, Pair
@@ -120,12 +120,12 @@ def test_refusal():
 
 def test_another_wire_version_is_refused_by_name():
     """Neither end can read the other, but both see why."""
-    listener, dialer = Listener(1), Dialer(b"hello", lambda: 7)
-    answers = listener.receive(PEER, of_version(2, dialer.tick(0)[0]), 0).replies
+    listener, dialer, newer = Listener(1), Dialer(b"hello", lambda: 7), VERSION + 1
+    answers = listener.receive(PEER, of_version(newer, dialer.tick(0)[0]), 0).replies
     assert listener.peers() == [] and kinds(answers) == [FrameKind.REFUSE]
-    dialer.receive(of_version(3, answers[0]), 0)
+    dialer.receive(of_version(newer, answers[0]), 0)
     assert dialer.refused is not None and dialer.refused.reason == "WIRE_VERSION"
-    assert "wire version 3, this build speaks 1" in dialer.refused.message
+    assert f"wire version {newer}, this build speaks {VERSION}" in dialer.refused.message
     assert listener.counters().versions == dialer.counters().versions == 1
 
 

@@ -100,6 +100,7 @@ class Run:
     ends: list[End | None]
     preemptions: int
     cached: int
+    known: int  # requests whose whole prompt was cached
     steps: int
 
 
@@ -121,8 +122,9 @@ def generate(made: Executor, requests: Iterable[Request], *, depth: int = 2, sta
     )
     made.reset()
     sequences = [Sequence.of(i, request.submit(i)) for i, request in enumerate(requests)]
+    lengths = [len(s.tokens) for s in sequences]
     arriving = deque(sequences)
-    run = Run([[] for _ in sequences], [None] * len(sequences), 0, 0, 0)
+    run = Run([[] for _ in sequences], [None] * len(sequences), 0, 0, 0, 0)
     results: deque[Result] = deque()
     while arriving or scheduler.load or results:
         while arriving and (not stagger or run.steps % stagger == 0 or not scheduler.load):
@@ -141,6 +143,7 @@ def generate(made: Executor, requests: Iterable[Request], *, depth: int = 2, sta
                 run.ends[sequence.owner] = end
     run.preemptions = sum(s.preemptions for s in sequences)
     run.cached = sum(max(0, s.cached) for s in sequences)
+    run.known = sum(s.cached == length for s, length in zip(sequences, lengths, strict=True))
     return run
 
 
@@ -182,6 +185,22 @@ class Hand:
             chunk_tokens=np.array(request.prompt, np.int32),
             **columns,
         )
+
+
+def known(slot: int, blocks: Iterable[int], request: Request, **more: int) -> dict[str, Any]:
+    """Columns that admit a request whose prompt these blocks hold whole; `more`: of its chunk."""
+    length = len(request.prompt)
+    admission = np.zeros(1, ADMISSION)
+    admission["slot"], admission["cached"] = slot, length
+    admission["max_length"], admission["sampling"] = length + request.max_tokens, request.sampling
+    chunk = {"slot": slot, "last": 1, "start": length - 1, "count": 1} | more
+    start, count = chunk["start"], chunk["count"]
+    return {
+        "admissions": admission,
+        "appends": np.array([(slot, block) for block in blocks], APPEND),
+        "chunks": np.array([(slot, chunk["last"], start, count)], CHUNK),
+        "chunk_tokens": np.resize(np.array(request.prompt[start : start + count] or [0], np.int32), count),
+    }
 
 
 def poison(made: Runner, *blocks: int) -> None:

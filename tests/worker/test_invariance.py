@@ -27,7 +27,10 @@ SHAPES = {
 
 
 def requests() -> list[drive.Request]:
-    """32 requests of many lengths, greedy and sampled; some begin alike, for longer than a chunk of keys."""
+    """34 requests of many lengths, greedy and sampled; some begin alike, for longer than a chunk of keys.
+
+    The last ones' prompts are nothing but what others begin with, in whole blocks of any size.
+    """
     draw = random.Random(0)
     common = [draw.randrange(600) for _ in range(170)]
     made = []
@@ -38,6 +41,8 @@ def requests() -> list[drive.Request]:
             sampling = drive.sampling(temperature=1.1, top_p=0.9, top_k=40 * (i % 4 == 1), seed=i + 1)
         prompt = common[: draw.choice([32, 64, 170])] + own if i % 3 == 0 else own
         made.append(drive.Request(prompt, draw.randrange(2, 40), sampling))
+    made.append(drive.Request(common[:128], 20, drive.sampling(seed=33)))
+    made.append(drive.Request(common[:64], 30, drive.sampling(temperature=1.0, seed=34)))
     return made
 
 
@@ -91,6 +96,7 @@ def test_bits_do_not_depend_on(name, loaded, alone):
     # A scenario that does not happen would test less than it says.
     assert bool(run.preemptions) == (name == "small pool")
     assert run.cached or name in ("all at once", "deep run-ahead")
+    assert run.known or name in ("all at once", "deep run-ahead")
 
 
 @pytest.mark.parametrize("what", ["linear layers", "attention"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from baton_kernels import prefill_attention, reference, sampler
-from baton_wire.plan import CHUNK, Mode, Plan
+from baton_wire.plan import APPEND, CHUNK, Mode, Plan
 from baton_wire.result import End
 from gpu_worker.attention import AttentionShape
 from gpu_worker.attention.triton_backend import TritonAttention
@@ -133,10 +133,12 @@ def test_requests_that_come_and_go(pair, captured, monkeypatch):
     work = requests(5)
     for request in work:
         request.max_tokens = 12  # until they need another block, and there is none
-    work += work[4:]  # its prefix is cached by then
+    work += work[4:]  # its prefix is cached by then …
+    short = work[4].prompt[:32]  # … and all of this one's
+    work.append(drive.Request(short, 12, drive.sampling(temperature=0.7, seed=9)))
     run = drive.generate(both, work)
     assert all(end is not None for end in run.ends)
-    assert run.preemptions and run.cached and max(both.prompts) > 1
+    assert run.preemptions and run.cached and run.known and max(both.prompts) > 1
     assert bool(together) == captured
 
 
@@ -167,6 +169,46 @@ def test_a_sequence_beyond_the_model_is_refused(pair):
     request.max_tokens = pair[0].limits.max_model_len
     with pytest.raises(PlanError, match="more than"):
         hand.admit(0, request)
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_prompt_that_is_cached_whole(pair, captured, monkeypatch):
+    """Its last position is read where it is, as others, and not written; the answer goes on in a new block.
+
+    Beside a slot that decodes from its blocks. The position's key and value are others than would be
+    computed, so that a write would show.
+    """
+    both, ours, theirs = Both(pair), pair[0]._cache, pair[1].cache
+    if not captured:
+        pair[0]._prefiller.sizes.clear()
+    together = note_mixed(both, monkeypatch)
+    hand = drive.Hand(both)
+    prompt = [(3 * i + i * i) % 300 for i in range(32)]
+    hand.admit(0, drive.Request(prompt, 16))
+    hand.bound = 3
+    hand.plan()
+    with torch.inference_mode():
+        for place in (ours[:, :, 1, :, -1], theirs[:, 1, :, :, -1]):
+            place.neg_().mul_(1.5)
+    before = ours[:, :, :2].clone()
+    request = drive.Request(prompt, 16, drive.sampling(temperature=0.7, seed=3))
+    result = hand.plan(**drive.known(2, [0, 1], request))
+    assert result.tokens[0] >= 0 and result.tokens[2] >= 0
+    assert torch.equal(ours[:, :, :2], before), "what others read"
+    hand.plan(appends=np.array([(2, 4)], APPEND))
+    assert hand.plan().tokens[2] >= 0
+    assert torch.equal(ours[:, :, :2], before) and ours[:, 0, 4, :, :2].isfinite().all()
+    assert bool(together) == captured
+
+
+@pytest.mark.parametrize(
+    "chunk", [{"last": 0}, {"count": 2}, {"start": 30}, {"start": 30, "count": 2}, {"start": 0, "count": 32}]
+)
+def test_of_what_is_cached_only_the_last_position_is_computed_again(pair, chunk):
+    hand = drive.Hand(pair[0])
+    request = drive.Request(list(range(32)), 16)
+    with pytest.raises(PlanError, match=r"chunk of .*, slot 1: 32 positions are cached"):
+        hand.plan(**drive.known(1, [0, 1], request, **chunk))
 
 
 def test_a_held_slot_moves_under_its_mask(pair):
@@ -249,14 +291,16 @@ def test_a_steady_plan_sends_nothing(pair, monkeypatch):
 
 
 def random_plan(rng, tiling):
-    """Chunks of a plan, as many as a captured pass may have at most."""
+    """Chunks of a plan, as many as a captured pass may have at most, and which of them are known."""
     count = rng.integers(1, prompt_rows.PICKS + 1)
     chunks = np.zeros(count, CHUNK)
     chunks["slot"] = rng.permutation(64)[:count]
     chunks["start"] = rng.integers(0, 9000, count) * rng.integers(0, 2, count)
     chunks["count"] = rng.integers(1, rng.choice([2, 20, 300]), count)
     chunks["last"] = rng.integers(0, 2, count)
-    return Plan(step=1, chunks=chunks, chunk_tokens=np.arange(chunks["count"].sum()).astype(np.int32))
+    known = rng.integers(0, 4, count) == 0
+    chunks["count"][known] = chunks["last"][known] = 1
+    return Plan(step=1, chunks=chunks, chunk_tokens=np.arange(chunks["count"].sum()).astype(np.int32)), known
 
 
 @pytest.mark.parametrize("processors", [4, 132])
@@ -268,17 +312,19 @@ def test_what_is_written_down(processors, monkeypatch):
     words = prompt_rows.largest_words(tiling, 64, 32 * 300)
     rng = np.random.default_rng()
     for _ in range(200):
-        plan = random_plan(rng, tiling)
+        plan, known = random_plan(rng, tiling)
         page = rng.integers(-9, 9, words).astype(np.int32)
         split = bool(rng.integers(0, 4))
-        size = prompt_rows.write(plan, tiling, sizes, page, split)
+        size = prompt_rows.write(plan, known, tiling, sizes, page, split)
         assert size.words <= words
         rows = size.cut(page)
         total = len(plan.chunk_tokens)
         assert total <= size.rows
         slot, start, count = (plan.chunks[name].astype(int) for name in ("slot", "start", "count"))
         expected = [(s, a + i) for s, a, n in zip(slot, start, count, strict=True) for i in range(n)]
-        assert [*zip(rows.slots[:total], rows.positions[:total], strict=True)] == expected
+        writes = [-1 if k else s for s, n, k in zip(slot, count, known, strict=True) for _ in range(n)]
+        assert rows.slots[:total].tolist() == writes
+        assert rows.positions[:total].tolist() == [at for _, at in expected]
         assert rows.tokens[:total].tolist() == list(range(total))
         assert (rows.slots[total:] == -1).all() and not rows.positions[total:].any()
         ends, last = count.cumsum(), plan.chunks["last"]

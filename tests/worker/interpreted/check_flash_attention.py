@@ -90,8 +90,9 @@ def test_requests_beside_the_cpu(tmp_path, package, monkeypatch):
         )
         for i, length in enumerate((20, 30, 5))
     ]
-    again = [*work[1].prompt, 1, 2]  # the prefix is cached by then
+    again = [*work[1].prompt, 1, 2]  # the prefix is cached by then …
     work.append(drive.Request(again, max_tokens=3, sampling=drive.sampling(seed=9)))
+    work.append(drive.Request(again[:16], 3, drive.sampling(seed=10)))  # … and all of this one's
     run = drive.generate(both, work)
     assert all(end is not None for end in run.ends)
-    assert run.preemptions and run.cached and max(both.prompts) > 1
+    assert run.preemptions and run.cached and run.known and max(both.prompts) > 1
