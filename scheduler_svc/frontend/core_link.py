@@ -161,6 +161,8 @@ class CoreLink:
                     self._take(payload)
                 if received.closed:
                     self._lose("the scheduler core closed the session")
+                elif self.service is None:  # heard again: no need to wait for the next tick
+                    self._settle()
 
     def _take(self, payload: bytes | memoryview) -> None:
         try:

@@ -22,13 +22,13 @@ SHAPE = Shape(
 
 
 def requests(draw: random.Random) -> list[Request]:
-    """Greedy and sampled, of lengths that differ; some begin alike."""
+    """Greedy and sampled, of lengths that differ; some begin alike, some are alike and fill whole blocks."""
     common = [draw.randrange(20000) for _ in range(300)]
     made = []
     for number in range(48):
         own = [draw.randrange(20000) for _ in range(draw.choice([1, 7, 64, 200, 700]))]
         temperature = draw.choice([0.0, 0.8])
-        prompt = common + own if number % 3 == 0 else own
+        prompt = common + own if number % 3 == 0 else common[:256] if number % 8 == 1 else own
         made.append(Request(prompt, draw.randrange(20, 80), temperature, seed=draw.getrandbits(60)))
     return made
 
