@@ -35,8 +35,9 @@ examples:
   python -m gpu_worker --model Qwen/Qwen3-0.6B --max-model-len 4096 --max-num-seqs 32
   python -m gpu_worker --model ./m --run-dir /tmp/b --num-kvcache-blocks 512   # a cache of 512 · 16 tokens
 
-exit codes: 0 after SIGTERM or SIGINT; 64 an argument is wrong; 65 the checkpoint is; 69 the scheduler refused
-this worker; 70 anything else, a deadline that passed among it. The last line on stderr says why."""
+exit codes: 0 after SIGTERM or SIGINT; 2 the command line is wrong; 64 the value of an argument is; 65 the
+checkpoint is; 69 the scheduler refused this worker; 70 anything else, a deadline that passed among it. The
+last line on stderr says why."""
 
 
 @dataclass(frozen=True, slots=True)

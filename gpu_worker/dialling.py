@@ -1,4 +1,4 @@
-"""Says in the log that nobody answers a worker that dials: after a while, then ever more rarely."""
+"""Says in the log that nobody answers a worker, or does no more: after a while, then ever more rarely."""
 
 import logging
 import time
@@ -11,17 +11,17 @@ _LONGEST_S = 60.0  # from one line to the next
 
 
 class Dialling:
-    """How a worker's dialling at `endpoint` goes, across its sessions."""
+    """How a worker's calls to `endpoint` are answered, across its sessions."""
 
     def __init__(self, endpoint: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._endpoint = endpoint
         self._clock = clock
-        self._since_s: float | None = None  # since when nobody has answered; None while there is a session
+        self._since_s: float | None = None  # since when nobody has answered; None while somebody does
         self._due_s = 0.0  # when the log says so next
 
-    def note(self, epoch: int) -> None:
-        """The session's epoch at this moment, 0 while there is none; to be called again and again."""
-        if epoch:
+    def note(self, answered: bool) -> None:
+        """Whether somebody answers at this moment; to be called again and again."""
+        if answered:
             self._since_s = None
             return
         now_s = self._clock()

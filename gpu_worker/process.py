@@ -125,7 +125,7 @@ def serve(
             watchdog.end()  # the runner has forgotten the steps of the session that was lost
             if epoch:
                 log.info("session epoch=%d", epoch)
-        dialling.note(epoch)
+        dialling.note(session.hears)
         for plan in plans:
             tracer.before_step()
             if not runner.outstanding:

@@ -15,6 +15,8 @@ from baton_wire.plan import Plan
 from baton_wire.result import Result
 from baton_wire.transport import CurveKeys, DealerSocket, wait
 
+_SILENT_S = 1.0  # a core that is there beats several times in it
+
 
 class Refused(RuntimeError):  # noqa: N818 - what the core did, not what went wrong
     """The core does not take this worker, and asking again will not help."""
@@ -124,6 +126,12 @@ class WorkerSession:
         """Number of the session, 0 while there is none."""
         link = self._link.dialer.link
         return 0 if link is None else link.epoch
+
+    @property
+    def hears(self) -> bool:
+        """Whether there is a session and the core has said something of late."""
+        link = self._link.dialer.link
+        return link is not None and self._clock() - link.last_heard < _SILENT_S
 
     @property
     def lost(self) -> bool:

@@ -227,7 +227,7 @@ class Runner:
         return found
 
 class Session:
-    epoch, replies = 1, 0
+    epoch, replies, hears = 1, 0, True
     def poll(self, timeout_s):
         plans, self.poll = [SimpleNamespace(step=i + 1) for i in range(int(steps))], self.later
         return plans
@@ -288,18 +288,18 @@ def test_dialling_in_vain_is_said_ever_more_rarely(caplog):
     dialling, said_at = Dialling("ipc:///run/b/workers.ipc", lambda: next(clock)), []
     for second in range(331):
         before = len(caplog.records)
-        dialling.note(0)
+        dialling.note(False)
         if len(caplog.records) > before:
             said_at.append(second)
     assert said_at == [5, 10, 20, 40, 80, 140, 200, 260, 320]
     first = warnings(caplog)[0]
     assert first.startswith("nobody has answered at ipc:///run/b/workers.ipc for 5 s: ")
     assert "--run-dir" in first
-    dialling.note(7)
+    dialling.note(True)
     for _ in range(5):  # a new silence, not yet long enough
-        dialling.note(0)
+        dialling.note(False)
     assert len(warnings(caplog)) == len(said_at)
-    dialling.note(0)
+    dialling.note(False)
     assert " for 5 s" in warnings(caplog)[-1]
 
 
@@ -310,6 +310,9 @@ def test_a_worker_says_that_nobody_answers(place, start):
     core = Core(place[1])
     core.until(lambda: core.listener.peers())
     core.close()
+    # the same of one that has answered before
+    line = next(line for line in worker.stderr if " WARNING " in line)
+    assert re.search(rf"nobody has answered at {re.escape(place[1])} for \d+ s", line)
 
 
 def test_a_plan_that_cannot_be_ends_the_worker(place, start):
