@@ -6,7 +6,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from baton_wire.transport import default_run_dir, ipc_endpoint
+from baton_wire.transport import EndpointError, check_endpoint, default_run_dir, ipc_endpoint
 from gpu_worker.errors import ConfigError
 
 _SOCKET = "workers.ipc"
@@ -96,7 +96,7 @@ def parse(arguments: list[str]) -> WorkerConfig:
     dtype = ("float32" if device == "cpu" else "bfloat16") if a.dtype == "auto" else a.dtype
     return WorkerConfig(
         model=a.model,
-        endpoint=a.connect or ipc_endpoint((a.run_dir or default_run_dir()).absolute() / _SOCKET),
+        endpoint=_endpoint(a.connect, (a.run_dir or default_run_dir()).absolute()),
         group=a.group or f"{socket.gethostname()}-{os.getpid()}",
         device=device,
         dtype=dtype,
@@ -118,6 +118,16 @@ def parse(arguments: list[str]) -> WorkerConfig:
         trace_steps=a.trace_steps,
         log_level=a.log_level,
     )
+
+
+def _endpoint(connect: str | None, run_dir: Path) -> str:
+    try:
+        if connect is None:
+            return ipc_endpoint(run_dir / _SOCKET)
+        check_endpoint(connect)
+    except EndpointError as error:
+        raise ConfigError(f"{'--run-dir' if connect is None else '--connect'}: {error}") from None
+    return connect
 
 
 def _device(asked: str) -> str:

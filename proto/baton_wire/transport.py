@@ -67,11 +67,12 @@ def private_ipc_dir(path: Path | None = None) -> Path:
 def ipc_endpoint(path: Path) -> str:
     """The endpoint of the socket file `path`; `EndpointError` where the path is too long for one."""
     endpoint = f"ipc://{path}"
-    _check(endpoint, None)
+    check_endpoint(endpoint)
     return endpoint
 
 
-def _check(endpoint: str, curve: CurveKeys | None) -> None:
+def check_endpoint(endpoint: str, curve: CurveKeys | None = None) -> None:
+    """Raises `EndpointError` for what nobody could dial or bind, or should."""
     scheme, _, rest = endpoint.partition("://")
     if scheme == "ipc":
         size = len(os.fsencode(rest))
@@ -135,7 +136,7 @@ class RouterSocket(_Socket):
 
     def __init__(self, endpoint: str, *, curve: CurveKeys | None = None) -> None:
         """Binds. `EndpointError` for an unsafe or impossible endpoint, `OSError` where binding fails."""
-        _check(endpoint, curve)
+        check_endpoint(endpoint, curve)
         super().__init__(zmq.ROUTER, curve)
         self._socket.router_mandatory = True
         self._socket.router_handover = True  # a peer that reconnects replaces what is left of it
@@ -192,7 +193,7 @@ class DealerSocket(_Socket):
 
     def __init__(self, endpoint: str, *, curve: CurveKeys | None = None) -> None:
         """Dials. `EndpointError` for an unsafe or impossible endpoint; nobody need be there."""
-        _check(endpoint, curve)
+        check_endpoint(endpoint, curve)
         super().__init__(zmq.DEALER, curve)
         self._socket.routing_id = b"D" + os.urandom(15)  # may not begin with zero
         self._socket.immediate = True  # queue nothing for a peer that is not there

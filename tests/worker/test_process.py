@@ -19,7 +19,9 @@ from baton_wire.link import Listener
 from baton_wire.plan import ADMISSION, APPEND, CHUNK, Plan
 from baton_wire.result import Result
 from baton_wire.transport import RouterSocket, ipc_endpoint, private_ipc_dir, wait
+from gpu_worker.config import parse
 from gpu_worker.dialling import Dialling
+from gpu_worker.errors import ConfigError
 from gpu_worker.process import _leave_device_alone
 from tests.support.random_checkpoints import Shape, write_checkpoint
 from tests.worker import drive
@@ -281,6 +283,19 @@ def test_steps_of_a_lost_session_have_no_limit():
 
 def warnings(caplog):
     return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--connect", "here"], "--connect: neither ipc nor tcp: here"),
+        (["--connect", "tcp://127.0.0.1:1"], "--connect: plain tcp is refused"),
+        (["--run-dir", "/tmp/" + "x" * 120], "--run-dir: path of 137 bytes"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_is_refused_before_anything_is_loaded(arguments, says):
+    with pytest.raises(ConfigError, match=f"^{says}"):
+        parse(["--model", "not-there", *arguments])
 
 
 def test_dialling_in_vain_is_said_ever_more_rarely(caplog):
