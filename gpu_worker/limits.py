@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from baton_wire.hello import longest_sequence
 from gpu_worker.errors import ConfigError
 
 _CPU_CACHE_BYTES = 2 << 30
@@ -23,8 +24,8 @@ class Limits:
 
     @property
     def max_sequence(self) -> int:
-        """The longest sequence, prompt and output; the last token's keys and values are never needed."""
-        return min(self.max_model_len, self.num_blocks * self.block_size + 1)
+        """See `longest_sequence`."""
+        return longest_sequence(self.max_model_len, self.num_blocks, self.block_size)
 
 
 def available_bytes() -> int:

@@ -56,6 +56,14 @@ class WorkerHello(JsonRecord):
     row_multiple: int
 
 
+def longest_sequence(max_model_len: int, num_blocks: int, block_size: int) -> int:
+    """Tokens, prompt and output, of the longest sequence that a worker of these limits can hold.
+
+    The last token's keys and values are never needed, so it may lie one beyond the cache.
+    """
+    return min(max_model_len, num_blocks * block_size + 1)
+
+
 @dataclass(frozen=True, slots=True)
 class FrontendHello(JsonRecord):
     """A front-end offers itself."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from baton_wire.columns import TOKEN, Column
+from baton_wire.hello import longest_sequence
 from baton_wire.plan import ADMISSION, APPEND, CHUNK, Mode
 from baton_wire.result import End
 from scheduler_svc.core.sequence import Sequence
@@ -27,11 +28,8 @@ class Limits:
 
     @property
     def max_sequence(self) -> int:
-        """The longest sequence, prompt and output, that context and cache can hold.
-
-        The last token's keys and values are never needed, so it may lie one beyond the cache.
-        """
-        return min(self.max_model_len, self.num_blocks * self.block_size + 1)
+        """See `longest_sequence`."""
+        return longest_sequence(self.max_model_len, self.num_blocks, self.block_size)
 
 
 @dataclass(slots=True)
