@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from baton_kernels.decode_plan import FIELDS, LAST, WHOLE, DecodeWork
-from baton_kernels.launch import INTERPRETED, dependent, describe, let_downstream, wait_upstream
+from baton_kernels.launch import INTERPRETED, ask_ahead, dependent, describe, let_downstream, wait_upstream
 
 _LOG2_E = 1.4426950408889634
 _NULL_SCORE = tl.constexpr(-1e30)  # of a row that sees nothing yet: finite, so that differences are numbers
@@ -167,6 +167,8 @@ def decode_attention_kernel(
     q_ptr,
     k_ptr,
     v_ptr,
+    key_lines_ptr,
+    value_lines_ptr,
     out_ptr,
     table_ptr,
     tiles_ptr,
@@ -192,12 +194,13 @@ def decode_attention_kernel(
     BLOCK: tl.constexpr,
     CHUNKED: tl.constexpr,
     DESCRIBED: tl.constexpr,
+    AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Programs walk their ranges, one for each key head. q, out: [rows, KV_HEADS · GROUP, HEAD_DIM].
 
     DESCRIBED: keys and values come as descriptors of [blocks · KV_HEADS · BLOCK_SIZE, HEAD_DIM], not
-    pointers.
+    pointers. AHEAD: their first tile is asked for before the wait, for which lines are pointers.
     """
     HEADS: tl.constexpr = KV_HEADS * GROUP
     member, dim, key = tl.arange(0, GROUP_PADDED), tl.arange(0, HEAD_DIM), tl.arange(0, KEYS)
@@ -213,6 +216,11 @@ def decode_attention_kernel(
     if not CHUNKED:  # a share's two ranges lie side by side, and the first may be empty
         _, last = _range(ranges_ptr, index + 1, count)
         end = tl.where(begin < end, end, last)
+    if AHEAD:
+        line = (tl.load(tiles_ptr + begin * FIELDS) + kv_head * BLOCK_SIZE).to(tl.int64)
+        some = (begin < last).to(tl.int32)
+        ask_ahead(key_lines_ptr + line * HEAD_DIM, 0, some, KEYS * HEAD_DIM)
+        ask_ahead(value_lines_ptr + line * HEAD_DIM, 0, some, KEYS * HEAD_DIM)
     while begin < end:
         top, bottom = tl.load(tiles_ptr + begin * FIELDS + 2), tl.load(tiles_ptr + (end - 1) * FIELDS + 2)
         # only the last row may go on in other ranges
@@ -289,6 +297,8 @@ def decode_attention(
         q,
         describe(keys.view(-1, head_dim), tile.keys, head_dim) if described else keys,
         describe(values.view(-1, head_dim), tile.keys, head_dim) if described else values,
+        keys,
+        values,
         out,
         block_table,
         work.listed,
@@ -314,6 +324,7 @@ def decode_attention(
         BLOCK=max(1, _COMBINE // together),
         CHUNKED=work.chunk is not None,
         DESCRIBED=described,
+        AHEAD=pdl and described,
         PDL=pdl,
         num_warps=tile.warps,
         num_stages=tile.stages,

@@ -18,6 +18,7 @@ from torch import Tensor
 from baton_kernels.invariant_tile import InvariantTile, invariant_tile
 from baton_kernels.launch import (
     INTERPRETED,
+    ask_ahead,
     dependent,
     describable,
     describe,
@@ -27,6 +28,7 @@ from baton_kernels.launch import (
     wait_upstream,
 )
 
+_AHEAD = 256  # inputs of a program's weights that are asked for before x is there
 _ROW_TILES = 8  # of rows that walk over the outputs together, so that what they share is still in the cache
 
 
@@ -81,6 +83,7 @@ def _gate_and_up(total, BLOCK_OUT: tl.constexpr, BLOCK_ROWS: tl.constexpr, TURNS
 def invariant_linear_kernel(
     x_ptr,
     weight_ptr,
+    lines_ptr,
     bias_ptr,
     residual_ptr,
     out_ptr,
@@ -99,12 +102,14 @@ def invariant_linear_kernel(
     DIVIDE: tl.constexpr,
     ROWS_HIGH: tl.constexpr,
     DESCRIBED: tl.constexpr,
+    AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Program: BLOCK_OUT outputs of BLOCK_ROWS rows.
 
     TURNS: of gate and up in the outputs, 0 for other outputs; DIVIDE: both by the rms of x's rows;
-    DESCRIBED: x and weight come as descriptors, not pointers.
+    DESCRIBED: x and weight come as descriptors, not pointers; AHEAD: inputs of the weight, whose lines then
+    come as a pointer too, that are asked for before the wait.
     """
     first_row, first_output = _tile(rows, outputs, BLOCK_ROWS, BLOCK_OUT, TOGETHER)
     row = first_row + tl.arange(0, BLOCK_ROWS)
@@ -113,6 +118,9 @@ def invariant_linear_kernel(
     total = tl.zeros([BLOCK_ROWS, BLOCK_OUT] if ROWS_HIGH else [BLOCK_OUT, BLOCK_ROWS], tl.float32)
     squares = tl.zeros([BLOCK_ROWS, BLOCK_IN], tl.float32)
     let_downstream(PDL)
+    if AHEAD > 0:
+        here = lines_ptr + first_output.to(tl.int64) * INPUTS
+        ask_ahead(here, INPUTS, tl.minimum(outputs - first_output, BLOCK_OUT), AHEAD)
     wait_upstream(PDL)
     for start in range(0, INPUTS, BLOCK_IN):
         weight = _load(
@@ -183,6 +191,7 @@ def invariant_linear(
     invariant_linear_kernel[(triton.cdiv(rows, tile.rows) * triton.cdiv(outputs, tile.outputs),)](
         describe(x, tile.rows, tile.inputs) if tile.described else x,
         describe(weight, tile.outputs, tile.inputs) if tile.described else weight,
+        weight,
         weight if bias is None else bias,
         out if residual is None else residual,
         out,
@@ -201,6 +210,7 @@ def invariant_linear(
         DIVIDE=divide,
         ROWS_HIGH=tile.rows_high,
         DESCRIBED=tile.described,
+        AHEAD=min(_AHEAD, inputs) if pdl and tile.described else 0,
         PDL=pdl,
         num_warps=tile.warps,
         num_stages=tile.stages,

@@ -75,3 +75,23 @@ def wait_upstream(PDL: tl.constexpr):
     """
     if PDL:
         tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def ask_ahead(source_ptr, stride, lines, size):
+    """Asks for the first `size` numbers of lines so far apart to come into the cache, from 9.0 on.
+
+    For what no earlier kernel writes, before waiting for those. At most as many lines as a program has
+    threads; `size` and `stride` in bytes are multiples of 16.
+    """
+    itemsize: tl.constexpr = source_ptr.dtype.element_ty.primitive_bitwidth // 8
+    line = tl.arange(0, tl.extra.cuda.num_threads())
+    tl.inline_asm_elementwise(
+        "{ .reg .pred wanted; setp.lt.s32 wanted, $2, $3;"
+        " @wanted cp.async.bulk.prefetch.L2.global [$1], $4; mov.b32 $0, 0; }",
+        "=r,l,r,r,r",
+        [(source_ptr + line.to(tl.int64) * stride).to(tl.int64), line, lines, size * itemsize],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )

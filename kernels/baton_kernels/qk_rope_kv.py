@@ -24,16 +24,18 @@ _MANY_ROWS = 1024  # from here on a row is one program's, which finds its rms on
 
 
 @triton.jit
-def _norm_rope(low, high, weight_ptr, angle_ptr, eps, half, HALF: tl.constexpr):
+def _halves(line_ptr, half, inside, APART: tl.constexpr):
+    """Both halves of a line [1, HALF], APART from each other, float32."""
+    low = tl.load(line_ptr + half, mask=inside, other=0.0).to(tl.float32)
+    return low, tl.load(line_ptr + APART + half, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _norm_rope(low, high, low_weight, high_weight, cosine, sine, eps, HALF: tl.constexpr):
     """Both halves of heads [heads, HALF] after norm and rotation, float32."""
-    inside = half < HALF
     squares = tl.sum(low * low, 1) + tl.sum(high * high, 1)
     scale = tl.rsqrt(squares / (2 * HALF) + eps)[:, None]
-    low_weight = tl.load(weight_ptr + half, mask=inside, other=0.0).to(tl.float32)
-    high_weight = tl.load(weight_ptr + HALF + half, mask=inside, other=0.0).to(tl.float32)
     low, high = low * scale * low_weight, high * scale * high_weight
-    cosine = tl.load(angle_ptr + half, mask=inside, other=0.0)
-    sine = tl.load(angle_ptr + 3 * HALF + half, mask=inside, other=0.0)
     return low * cosine - high * sine, high * cosine + low * sine
 
 
@@ -97,9 +99,13 @@ def qk_rope_kv_kernel(
     half = tl.arange(0, HALF_PADDED)[None, :]
     inside = (half < HALF) & (head < STEP)
     let_downstream(PDL)
-    wait_upstream(PDL)
+    # places and positions are older than any chain of early launches, so they need not be waited for
     place = tl.load(place_ptr + row)
     angle_ptr = rotary_ptr + tl.load(position_ptr + row).to(tl.int64) * (2 * HEAD_DIM)
+    cosine, sine = _halves(angle_ptr, half, half < HALF, 3 * HALF)
+    q_weights = _halves(q_weight_ptr, half, half < HALF, HALF)
+    k_weights = _halves(k_weight_ptr, half, half < HALF, HALF)
+    wait_upstream(PDL)
     block, offset = (place // BLOCK_SIZE).to(tl.int64), place % BLOCK_SIZE
     cached = block * block_stride + offset * token_stride + half
     written = inside & (half < tl.where(place >= 0, HALF, 0))
@@ -113,11 +119,11 @@ def qk_rope_kv_kernel(
         if RMS_SIZE > 0:
             low, high = low * unit, high * unit
         if first < HEADS:
-            q_low, q_high = _norm_rope(low, high, q_weight_ptr, angle_ptr, eps, half, HALF)
+            q_low, q_high = _norm_rope(low, high, *q_weights, cosine, sine, eps, HALF)
             target = q_ptr + (row * HEADS + first + head) * HEAD_DIM + half
             _store_halves(target, q_low, q_high, inside, HALF)
         elif first < HEADS + KV_HEADS:
-            k_low, k_high = _norm_rope(low, high, k_weight_ptr, angle_ptr, eps, half, HALF)
+            k_low, k_high = _norm_rope(low, high, *k_weights, cosine, sine, eps, HALF)
             value = source + KV_HEADS * HEAD_DIM
             low = tl.load(value, mask=inside, other=0.0).to(tl.float32)
             high = tl.load(value + HALF, mask=inside, other=0.0).to(tl.float32)

@@ -29,6 +29,7 @@ CPU = torch.device("cpu")
 CAPABILITIES = [80, 89, 90]
 REGISTERS = 1 << 16  # of a multiprocessor
 SHARED_BYTES = {80: 164 << 10, 89: 100 << 10, 90: 228 << 10, 100: 228 << 10, 120: 100 << 10}
+ASKED_FOR = r"cp\.async\.bulk\.prefetch\.L2"
 NARROW_LOAD = r"ld\.global(?![.\w:]*\.v[24])"
 RESERVED_BYTES = 1 << 10  # of shared memory, per program
 
@@ -70,14 +71,14 @@ def prefill(heads, kv_heads, head_dim, block_size):
     prefill_attention(q, cache, cache, numbers(SLOTS, 256), work, head_dim**-0.5, q)
 
 
-def rows(turns):
+def rows(turns, pdl=False):
     cache = bf16(64, 8, 16, 128)
     add_rms_norm(bf16(64, 1024), bf16(64, 1024), bf16(1024), 1e-6)
     silu_mul(bf16(64, 6144), turns=turns, rms_of=(bf16(64, 1024), 1e-6))
     places = numbers(64)
     table = torch.zeros(4096, 2, 128)
     where = table, places, places, cache, cache
-    qk_rope_kv(bf16(64, 4096), bf16(128), bf16(128), 1e-6, *where, rms_of=(bf16(64, 1024), 1e-6))
+    qk_rope_kv(bf16(64, 4096), bf16(128), bf16(128), 1e-6, *where, rms_of=(bf16(64, 1024), 1e-6), pdl=pdl)
 
 
 def gated_linear(turns):
@@ -141,6 +142,22 @@ def test_invariant_linear(rows, capability):
     assert kernel.shared_bytes + RESERVED_BYTES <= SHARED_BYTES[capability], kernel
     assert bool(kernel.count(r"wgmma\.mma_async")) == (capability == 90)
     assert bool(kernel.count(r"mma\.sync")) == (capability != 90)
+
+
+@pytest.mark.parametrize("rows", [1, 64, 256, 2048])
+def test_invariant_linear_before_it_waits(rows):
+    """Weights are asked for, and nothing is read or written."""
+    x, weight = bf16(rows, 1024), bf16(4096, 1024)
+    (kernel,) = compiled(lambda: invariant_linear(x, weight, pdl=True), 90).values()
+    assert kernel.count_early(ASKED_FOR) == 1
+    assert kernel.count_early(r"(?:st|ld|atom)\.global|cp\.async(?!\.bulk\.prefetch)") == 0
+
+
+def test_rotation_before_it_waits():
+    """Only what is older than the chain is read: place, position, angles and weights."""
+    kernel = compiled(rows, 90, 0, True)["qk_rope_kv_kernel"]
+    assert 0 < kernel.count_early(r"ld\.global") <= 8
+    assert kernel.count_early(r"(?:st|atom)\.global") == 0
 
 
 @pytest.mark.parametrize("capability", [100, 120])
@@ -227,13 +244,15 @@ def test_decode_attention(rows, capability):
 
 @pytest.mark.parametrize("block_size", [16, 64])
 def test_decode_attention_before_it_waits(block_size):
-    """Only a few words of the step's list are read, and nothing is written."""
+    """Only a few words of the step's list are read, nothing is written, and the first tile is asked for."""
     shape = (16, 8, 128, block_size, SLOTS, True)
     kernel = compiled(decode, 90, *shape)["decode_attention_kernel"]
     assert kernel.ptx.index("launch_dependents") < kernel.ptx.index("griddepcontrol.wait")
     waits = 2  # with work, and without
     assert 0 < kernel.count_early(r"ld\.global", waits) <= 10
-    assert kernel.count_early(r"(?:st|atom|red)\.|ld\.global[.\w:]*\.v[248]|cp\.async", waits) == 0
+    touched = r"(?:st|atom|red)\.|ld\.global[.\w:]*\.v[248]|cp\.async(?!\.bulk\.prefetch)"
+    assert kernel.count_early(touched, waits) == 0
+    assert kernel.count_early(ASKED_FOR, waits) == 2, "keys and values"
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
