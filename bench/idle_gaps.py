@@ -32,6 +32,7 @@ from typing import Any
 from baton_client import AsyncClient, AsyncMux, BatonError, Delta, Finish, Sampling, Stack, StackOptions
 
 STARVED_US = 5.0
+_STEP_END = "advance_kernel"  # which writes a step's result
 _SPANS = {"kernel", "gpu_memcpy", "gpu_memset"}
 _SKIP_FIRST, _SKIP_LAST = 0.2, 0.1
 _SETTLE, _WATCH = 64, 400  # tokens of each request before, and while, time is taken without a trace
@@ -79,7 +80,7 @@ def summary(spans: list[Span]) -> dict[str, Any]:
     wall = max(span.end for span in spans) - spans[0].begin
     gaps = gaps_of(spans)
     starved = [gap for gap in gaps if gap[0] > STARVED_US]
-    steps = max(1, sum("DtoH" in span.name for span in spans))  # each step sends its result to the host
+    steps = max(1, sum(_STEP_END in span.name for span in spans))
     times: defaultdict[str, float] = defaultdict(float)
     for span in spans:
         times[span.name[:70]] += span.end - span.begin
