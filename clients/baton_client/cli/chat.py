@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import sys
+from collections.abc import Iterator
 
 from baton_client.cli.answer import print_answer
 from baton_client.cli.options import Commands, add_address, add_command, add_sampling, sampling_of
@@ -58,15 +59,7 @@ def _converse(
     interactive = sys.stdin.isatty()
     if interactive:
         print(f"{model.name} at {client.address}. Ctrl-C stops an answer, Ctrl-D leaves.", file=sys.stderr)
-    while True:
-        try:
-            question = input("> " if interactive else "")
-        except (EOFError, KeyboardInterrupt):
-            if interactive:
-                print(file=sys.stderr)
-            return 0
-        if not question.strip():
-            continue
+    for question in _questions(interactive):
         asked = [*history, ChatMessage("user", question)]
         try:
             answer = print_answer(client, asked, sampling, as_json=arguments.json, stats=arguments.stats)
@@ -78,3 +71,24 @@ def _converse(
             print(f"baton: {error.message}", file=sys.stderr)
         else:
             history = [*asked, ChatMessage("assistant", answer)]
+    return 0
+
+
+def _questions(interactive: bool) -> Iterator[str]:
+    """What is asked, until the input ends. Ctrl-C drops the line; the first one says how to leave."""
+    advice = "\n[Ctrl-D leaves]"
+    while True:
+        try:
+            question = input("> " if interactive else "")
+        except EOFError:
+            if interactive:
+                print(file=sys.stderr)
+            return
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            print(advice, file=sys.stderr)
+            advice = ""
+        else:
+            if question.strip():
+                yield question
