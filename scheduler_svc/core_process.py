@@ -62,6 +62,7 @@ class CoreProcess:
                 self._write_state()
         self._workers.close(flush=True)
         self._frontends.close(flush=True)
+        logger.info("stopped: %s", "told to" if self._stopping else "its supervisor is gone")
 
     def _flush(self, now: float) -> None:
         """Sends the engine's outbox. A peer that is gone is reported back, which may make more to send."""

@@ -246,6 +246,7 @@ class TestDeath:
             parts = parts_of(running)
             running.scheduler.kill()
             wait_until(lambda: not any(map(is_running, parts)), 5.0, why="the parts' end")
+            assert " INFO baton.core: stopped: its supervisor is gone\n" in running.scheduler.err
 
 
 class TestQuestion:
@@ -343,6 +344,7 @@ class TestDrain:
             running.scheduler.signal(signal.SIGTERM)
             assert running.scheduler.wait() == 0
             assert time.monotonic() - begun < 3.0
+            assert " INFO baton.core: stopped: told to\n" in running.scheduler.err
 
 
 def test_every_part_logs_alike_and_from_the_level_asked_for():
