@@ -106,9 +106,9 @@ class CoreLink:
         try:
             self._send(submit.encode())
         except NoSessionError:
-            raise RequestError(Reason.CORE_LOST, "the scheduler core is not connected; try again") from None
+            raise RequestError(Reason.CORE_LOST, "the scheduler core is not connected") from None
         except LinkOverflow:
-            raise RequestError(Reason.QUEUE_FULL, "the scheduler core is behind; try again") from None
+            raise RequestError(Reason.QUEUE_FULL, "the scheduler core is behind") from None
         self._streams[stream.handle] = stream
         if isinstance(stream, Stream):
             self._paced[stream.handle] = stream
@@ -226,5 +226,5 @@ class CoreLink:
         """The session is over and its requests with it."""
         self._last_service = None
         for stream in self._streams.values():
-            stream.end(RequestError(Reason.CORE_LOST, f"{why}; try again"))
+            stream.end(RequestError(Reason.CORE_LOST, why))
         self._settle()

@@ -92,7 +92,7 @@ class Inference:
         """What the core can do, once some worker group has told its limits."""
         service = self._core.service
         if service is None:
-            raise RequestError(Reason.CORE_LOST, "the scheduler core is not connected; try again")
+            raise RequestError(Reason.CORE_LOST, "the scheduler core is not connected")
         if service.vocab_size == 0:
-            raise RequestError(Reason.NO_WORKER, "no worker has been ready yet; try again")
+            raise RequestError(Reason.NO_WORKER, "no worker has been ready yet")
         return service

@@ -23,9 +23,9 @@ def _failure(verdict: Verdict) -> RequestError:
     """The error of a verdict that is no finish."""
     match verdict:
         case Verdict.NO_WORKER:
-            return RequestError(Reason.NO_WORKER, "no worker took the request in time; try again")
+            return RequestError(Reason.NO_WORKER, "no worker took the request in time")
         case Verdict.QUEUE_FULL:
-            return RequestError(Reason.QUEUE_FULL, "as many requests wait as may; try again")
+            return RequestError(Reason.QUEUE_FULL, "as many requests wait as may")
         case Verdict.TOO_LONG:
             field = "stopping.max_tokens"
             message = f"{field}: prompt and output do not fit the cache of any worker group"

@@ -10,7 +10,9 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.clients.fake_server import fake_server
+import grpc
+
+from tests.clients.fake_server import fake_server, status
 from tests.support.processes import wait_until
 
 
@@ -85,3 +87,12 @@ def test_an_interrupt_amid_an_answer_stops_it_and_keeps_the_conversation():
         terminal.until(b"\n> ")
         terminal.type(b"\x04")
         assert terminal.process.wait(20) == 0
+
+
+def test_an_answer_that_fails_says_what_helps_and_keeps_the_conversation():
+    full = status(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full", reason="QUEUE_FULL", retry_after_s=1)
+    with fake_server() as server, conversation(server.address) as terminal:
+        terminal.until(b"\n> ")
+        server.service.failures = [full] * 4  # the client itself tries so often
+        terminal.type(b"one\n")
+        assert b"baton: queue full (try again in 1 s)" in terminal.until(b"\n> ")

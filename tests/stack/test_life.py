@@ -15,6 +15,7 @@ import pytest
 
 from baton.inference.v1 import inference_pb2 as pb
 from baton.inference.v1 import inference_pb2_grpc as rpc
+from tests.clients.command import assert_one_clear_line, baton
 from tests.support.calls import expected, failure_of, generate, ids_request
 from tests.support.checkpoints import write_checkpoint
 from tests.support.demo import DEMO_MODEL
@@ -141,6 +142,11 @@ class TestWithoutWorkers:
             running.start_worker("late")
             running.wait_ready(1)
             assert generate(channel, ids_request([1], max_tokens=3)).done
+
+    def test_the_command_says_once_to_try_again(self):
+        with start_stack(workers=0) as running:
+            done = baton("generate", "hi", "--address", running.address)
+            assert_one_clear_line(done, "no worker has been ready yet (try again in 1 s)")
 
     def test_a_stream_whose_worker_was_lost_waits_for_another_only_so_long(self):
         with (

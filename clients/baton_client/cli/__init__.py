@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from baton_client.cli import chat, down, generate, model, tokenize, up
-from baton_client.errors import BatonError, DeadlineError, UnavailableError
+from baton_client.cli.explain import explain
+from baton_client.errors import BatonError
 from baton_client.stack import StackError
 
 _EPILOG = """\
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
     except BatonError as error:
-        print(f"baton: {_explain(error, arguments)}", file=sys.stderr)
+        print(f"baton: {explain(error, arguments)}", file=sys.stderr)
         return error.exit_code if isinstance(error, StackError) else 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
@@ -60,13 +61,3 @@ def _parser() -> argparse.ArgumentParser:
     for module in (up, down, chat, generate, tokenize, model):
         module.add_parser(commands)
     return parser
-
-
-def _explain(error: BatonError, arguments: argparse.Namespace) -> str:
-    """Return what to tell the user about `error`."""
-    if isinstance(error, UnavailableError) and error.code is not None and not error.reason:
-        return f"nobody answers at {arguments.address}; 'baton up' starts a stack ({error.message})"
-    if isinstance(error, DeadlineError) and arguments.timeout is not None:
-        return f"not done after {arguments.timeout:g} s (--timeout)"
-    retry = "" if error.retry_after_s is None else f" (try again in {error.retry_after_s:g} s)"
-    return f"{error.message}{retry}"

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 
 from baton_client.cli.answer import print_answer
+from baton_client.cli.explain import explain
 from baton_client.cli.options import Commands, add_address, add_command, add_sampling, sampling_of
 from baton_client.client import Client
 from baton_client.errors import BatonError, CallCancelledError, InvalidArgumentError
@@ -68,7 +69,7 @@ def _converse(
         except BatonError as error:
             if not interactive:
                 raise
-            print(f"baton: {error.message}", file=sys.stderr)
+            print(f"baton: {explain(error, arguments)}", file=sys.stderr)
         else:
             history = [*asked, ChatMessage("assistant", answer)]
     return 0
