@@ -44,11 +44,11 @@ _SERVICE_CONFIG = {
 def checked_address(text: str) -> str:
     """`text`, where it names a port or a socket file: gRPC would take 443 for none, and 34463 for 99999.
 
-    Raises InvalidArgumentError.
+    IPv6 without brackets does not say where its port begins. Raises InvalidArgumentError.
     """
-    port = re.fullmatch(r".*[^:]:(\d{1,5})", text)
+    port = re.fullmatch(r"(?![\da-fA-F]*:[\da-fA-F]*:).*[^:]:(\d{1,5})", text)
     if not text.startswith("unix:") and (port is None or not 1 <= int(port[1]) <= 65_535):
-        raise InvalidArgumentError(f"{text!r} is not HOST:PORT", field="address")
+        raise InvalidArgumentError(f"{text!r} is not HOST:PORT (IPv6 as [::1]:PORT)", field="address")
     return text
 
 

@@ -104,6 +104,7 @@ def test_nobody_at_the_address_is_one_clear_line():
     ("option", "value"),
     [
         *(("--address", value) for value in ("", "localhost", "localhost:", ":::", "127.0.0.1:99999", "a:0")),
+        *(("--address", value) for value in ("::1:50051", "fe80::1%eth0:50051", "2001:DB8::ffff:1.2.3.4:1")),
         *(("--timeout", value) for value in ("0", "-1", "nan", "inf", "soon")),
     ],
 )
@@ -113,7 +114,9 @@ def test_wrong_addresses_and_times_are_wrong_usage(option, value):
     assert f"argument {option}: {value!r} is not" in done.stderr
 
 
-@pytest.mark.parametrize("address", ["[::1]:1", "unix:/nowhere.sock", "localhost:1", "dns:///localhost:1"])
+@pytest.mark.parametrize(
+    "address", ["[::1]:1", "unix:/nowhere.sock", "localhost:1", "dns:///localhost:1", "dns:localhost:1"]
+)
 def test_addresses_in_all_forms(address):
     assert_one_clear_line(baton("model", "--address", address), address, "baton up")
 
