@@ -22,6 +22,7 @@ import torch
 from baton_wire.columns import TOKEN
 from baton_wire.frontend import Submit
 from baton_wire.plan import SAMPLING, Plan
+from bench.roofline import measure_rates
 from gpu_worker import build
 from gpu_worker.config import parse
 from gpu_worker.cuda.runner import CudaRunner
@@ -87,28 +88,6 @@ class Engine:
             "tokens": tokens,
             "steps": done,
         }
-
-
-def roofline() -> dict[str, float]:
-    """What the device can do: copy bandwidth, TB/s, and bf16 products, TFLOP/s."""
-    a = torch.empty(1 << 30, dtype=torch.int32, device="cuda")
-    b = torch.empty_like(a)
-    x = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
-
-    def timed(call: Any, repeats: int) -> float:
-        call()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(repeats):
-            call()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end)) / repeats / 1e3
-
-    return {
-        "copy_tb_s": round(2 * a.nbytes / timed(lambda: b.copy_(a), 5) / 1e12, 2),
-        "bf16_tflop_s": round(2 * 8192**3 / timed(lambda: x @ x, 10) / 1e12),
-    }
 
 
 def _trace(engine: Engine, prompts: list[list[int]], path: str) -> None:
@@ -201,7 +180,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     if a.no_pdl:
         ops.EARLY = False
-    print(json.dumps({"roofline": roofline()}), flush=True)
+    print(json.dumps({"roofline": measure_rates()}), flush=True)
     torch.cuda.empty_cache()
     began = time.perf_counter()
     engine = Engine(_make_runner(a))

@@ -28,6 +28,7 @@ from baton_kernels.silu_mul import silu_mul
 from baton_kernels.tiles import DecodeTile, PrefillTile
 from bench import products
 from bench.clock import EPS, LARGE, SMALL, Clock, Launch, Measures, bench_lengths, bf16, show
+from bench.roofline import measure_rates
 from bench.shapes import Shape
 
 VOCABULARY = 151936
@@ -59,15 +60,8 @@ def planned(
 
 def ceilings() -> Measures:
     """TB/s of a copy, TFLOP/s of a matrix product."""
-    x = bf16(1 << 30)
-    y = torch.empty_like(x)
-    copy_ms = triton.testing.do_bench(lambda: y.copy_(x), return_mode="median")
-    a, b = bf16(8192, 8192), bf16(8192, 8192)
-    product_ms = triton.testing.do_bench(lambda: a @ b, return_mode="median")
-    return {
-        "copy_tb_s": round(4 * x.numel() / copy_ms / 1e9, 2),
-        "matmul_tflop_s": round(2 * 8192**3 / product_ms / 1e9),
-    }
+    rates = measure_rates()
+    return {"copy_tb_s": rates["copy_tb_s"], "matmul_tflop_s": rates["bf16_tflop_s"]}
 
 
 DECODE_TILES = {
