@@ -3,9 +3,10 @@
 usage: python -m bench.kernel_times [--compile] [--quick] [PART ...]        (default: every part)
 
 Every time is of launches in a captured CUDA graph that go round over many sets of inputs, more than the cache
-holds; medians, microseconds. Ceilings first, JSON last. --compile launches everything once and measures
-nothing: several such processes fill the compiler's cache side by side. --quick measures products and layers
-(`linear chain`) of the small model at three numbers of rows, compilation and all within a minute.
+holds; medians, microseconds. Ceilings, which are means, come first, JSON last. --compile launches everything
+once and measures nothing: several such processes fill the compiler's cache side by side. --quick measures
+products and layers (`linear chain`) of the small model at three numbers of rows, compilation and all within a
+minute.
 """
 
 import argparse

@@ -71,6 +71,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
                         fontsize=7,
                     )
         panel.set_yscale("log")
+        panel.set_ylim(top=panel.get_ylim()[1] * 1.2)  # room for the highest label
         panel.set_yticks([0.5, 1, 2, 5, 10], ["0.5×", "1×", "2×", "5×", "10×"])
         panel.axhline(1, color="#888888", linewidth=0.6)
         panel.set_xticks(range(len(names)), [_LABELS[n] for n in names], fontsize=8)

@@ -46,7 +46,7 @@ def checked_address(text: str) -> str:
 
     IPv6 without brackets does not say where its port begins. Raises InvalidArgumentError.
     """
-    port = re.fullmatch(r"(?![\da-fA-F]*:[\da-fA-F]*:).*[^:]:(\d{1,5})", text)
+    port = re.fullmatch(r"(?!(?:ipv6:|dns:)?[0-9a-fA-F]*:[0-9a-fA-F]*:).*[^:]:([0-9]{1,5})", text)
     if not text.startswith("unix:") and (port is None or not 1 <= int(port[1]) <= 65_535):
         raise InvalidArgumentError(f"{text!r} is not HOST:PORT (IPv6 as [::1]:PORT)", field="address")
     return text

@@ -119,6 +119,7 @@ def invariant_linear_kernel(
     squares = tl.zeros([BLOCK_ROWS, BLOCK_IN], tl.float32)
     let_downstream(PDL)
     if AHEAD > 0:
+        tl.static_assert(BLOCK_OUT <= tl.extra.cuda.num_threads())
         here = lines_ptr + first_output.to(tl.int64) * INPUTS
         ask_ahead(here, INPUTS, tl.minimum(outputs - first_output, BLOCK_OUT), AHEAD)
     wait_upstream(PDL)

@@ -81,8 +81,9 @@ def wait_upstream(PDL: tl.constexpr):
 def ask_ahead(source_ptr, stride, lines, size):
     """Asks for the first `size` numbers of lines so far apart to come into the cache, from 9.0 on.
 
-    For what no earlier kernel writes, before waiting for those. At most as many lines as a program has
-    threads; `size` and `stride` in bytes are multiples of 16.
+    A hint, to be given before the wait: in that cache all writes meet, so it is right even for what an
+    earlier kernel still writes. At most as many lines as a program has threads; `size` and `stride` in bytes
+    are multiples of 16.
     """
     itemsize: tl.constexpr = source_ptr.dtype.element_ty.primitive_bitwidth // 8
     line = tl.arange(0, tl.extra.cuda.num_threads())

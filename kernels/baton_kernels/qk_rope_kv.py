@@ -99,7 +99,7 @@ def qk_rope_kv_kernel(
     half = tl.arange(0, HALF_PADDED)[None, :]
     inside = (half < HALF) & (head < STEP)
     let_downstream(PDL)
-    # places and positions are older than any chain of early launches, so they need not be waited for
+    # these are older than any chain of early launches, so they need not be waited for
     place = tl.load(place_ptr + row)
     angle_ptr = rotary_ptr + tl.load(position_ptr + row).to(tl.int64) * (2 * HEAD_DIM)
     cosine, sine = _halves(angle_ptr, half, half < HALF, 3 * HALF)
@@ -159,6 +159,7 @@ def qk_rope_kv(
     `rms_of`: it is first divided by the rms of those rows; rotary: float32 [max positions, 2, head_dim], as
     `reference.rotary_table`; positions, places: integers [rows]; keys, values: [blocks, kv_heads, block_size,
     head_dim].
+    With `pdl`, an ordinary launch lies between what wrote positions, places, rotary and weights, and this one.
     """
     rows = qkv.shape[0]
     _, kv_heads, block_size, head_dim = keys.shape

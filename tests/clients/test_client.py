@@ -192,7 +192,9 @@ def test_only_time_on_end_with_nobody_there_counts():
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-@pytest.mark.parametrize("address", ["localhost", "127.0.0.1:0", "127.0.0.1:99999", "", "::1:50051"])
+@pytest.mark.parametrize(
+    "address", ["localhost", "127.0.0.1:0", "127.0.0.1:99999", "", "::1:50051", "ipv6:::1:50051"]
+)
 def test_an_address_without_a_port_is_refused(kind, address):
     with pytest.raises(InvalidArgumentError, match=r"HOST:PORT \(IPv6 as \[::1\]:PORT\)$") as caught:
         kind(address)

@@ -36,7 +36,7 @@ class Terminal:
         """What the command wrote, up to `words`."""
         seen, deadline = b"", time.monotonic() + timeout_s
         while words not in seen:
-            assert select.select([self._file], [], [], deadline - time.monotonic())[0], seen
+            assert select.select([self._file], [], [], max(0.0, deadline - time.monotonic()))[0], seen
             seen += os.read(self._file, 1)
         return seen
 

@@ -156,7 +156,7 @@ def test_invariant_linear_before_it_waits(rows):
 def test_rotation_before_it_waits():
     """Only what is older than the chain is read: place, position, angles and weights."""
     kernel = compiled(rows, 90, 0, True)["qk_rope_kv_kernel"]
-    assert 0 < kernel.count_early(r"ld\.global") <= 8
+    assert kernel.count_early(r"ld\.global") == 8, "place, position, two halves each of angles and weights"
     assert kernel.count_early(r"(?:st|atom)\.global") == 0
 
 

@@ -21,7 +21,12 @@ def test_a_long_span_hides_what_ends_within_it():
 
 
 def test_shares_of_the_wall_time():
-    spans = [Span(0, 40, "k"), Span(42, 60, "advance_kernel"), Span(80, 98, "k"), Span(98, 100, "advance_kernel")]
+    spans = [
+        Span(0, 40, "k"),
+        Span(42, 60, "advance_kernel"),
+        Span(80, 98, "k"),
+        Span(98, 100, "advance_kernel"),
+    ]
     found = summary(spans)
     assert (found["wall_ms"], found["steps"], found["step_ms"]) == (0.1, 2, 0.05)
     assert (found["idle_percent"], found["starved_percent"], found["starved_gaps"]) == (22.0, 20.0, 1)
