@@ -159,7 +159,7 @@ def qk_rope_kv(
     `rms_of`: it is first divided by the rms of those rows; rotary: float32 [max positions, 2, head_dim], as
     `reference.rotary_table`; positions, places: integers [rows]; keys, values: [blocks, kv_heads, block_size,
     head_dim].
-    With `pdl`, an ordinary launch lies between what wrote positions, places, rotary and weights, and this one.
+    With `pdl`, an ordinary launch lies between what wrote positions, places, rotary or weights and this one.
     """
     rows = qkv.shape[0]
     _, kv_heads, block_size, head_dim = keys.shape
