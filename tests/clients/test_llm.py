@@ -191,8 +191,9 @@ def test_a_missing_checkpoint_is_named(tmp_path):
 
 
 SCRIPT = """
-import sys
+import signal, sys
 from baton_client import LLM, SamplingParams
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
 llm = LLM({model!r})
 print(llm._stack.run_dir, flush=True)
 if sys.argv[1] == "wait":
